@@ -1,0 +1,105 @@
+r"""The certificate: relative KKT residuals of the user's own f, g, h at a primal-dual point.
+
+A solver's word is never enough. Every row is divided by the size of the terms that make it,
+
+    stationarity  |∇f + Gᵀλ + Aᵀν|   against   |H||x| + |∇f| + |G|ᵀ|λ| + |A|ᵀ|ν|
+    primal        max(g, 0), |h|     against   |G||x| + |g - Gx|,  |A||x| + |h - Ax|
+
+so that neither the scale of the objective, nor of a row, nor of a coordinate can turn a wrong answer
+into a right one or the reverse: max(1, ·) appears nowhere. A row made of nothing, 0/0, passes; a
+floor of FLOOR times the largest row of its kind keeps rounding from failing a row of zeros.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from optlayer.forms import Local, Point
+from optlayer.solution import Residuals
+
+FLOOR = 1e-7
+
+
+class Scales(NamedTuple):
+    """What could make each row, in the row's own unit."""
+
+    stationarity: Float64[Tensor, "B n"]
+    inequality: Float64[Tensor, "B m"]
+    equality: Float64[Tensor, "B p"]
+    multiplier: Float64[Tensor, "B m"]  # the size of λ_i that would matter in stationarity
+
+    @property
+    def tau(self) -> Float64[Tensor, "B m"]:
+        """τ, which brings λ and g to one size; 1 where either has no scale."""
+        ratio = self.inequality / self.multiplier
+        return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
+
+
+def scales(at: Local, point: Point) -> Scales:
+    """The scale of every row at a point."""
+    x, lam, nu = (a.abs() for a in point)
+    H, G, A = at.hessian.abs(), at.G.abs(), at.A.abs()
+    length = _length(at, point)
+    curvature = _product(H, x)
+    stationarity = curvature + at.gradient.abs() + _product(G.mT, lam) + _product(A.mT, nu)
+    largest = _largest(stationarity)
+    return Scales(
+        stationarity + FLOOR * largest,
+        _row_scale(at.G, at.g, point.x, length),
+        _row_scale(at.A, at.h, point.x, length),
+        largest / _largest(G, keepdim=False),
+    )
+
+
+def _row_scale(G: Tensor, g: Tensor, x: Tensor, length: Tensor) -> Tensor:
+    """|G||x| + |g - Gx|, and the floor from the length scale of the problem."""
+    constant = g - _product(G, x)
+    return _product(G.abs(), x.abs()) + constant.abs() + FLOOR * _largest(G, keepdim=False) * length
+
+
+def _length(at: Local, point: Point) -> Float64[Tensor, "B 1"]:
+    """A length for x that survives x* = 0: |x|, |∇f| / |H|, |g - Gx| / |G|, |h - Ax| / |A|."""
+    lengths = [_largest(point.x), _ratio(_largest(at.gradient), _largest(at.hessian.flatten(1)))]
+    for G, g in ((at.G, at.g), (at.A, at.h)):
+        lengths.append(_ratio(_largest(g - _product(G, point.x)), _largest(G.flatten(1))))
+    found = torch.cat(lengths, 1).nan_to_num(0.0, 0.0, 0.0)  # ∇f is infinite on the domain's border
+    return found.amax(1, keepdim=True)
+
+
+def residuals(at: Local, point: Point, scale: Scales) -> Residuals:
+    """The certificate's four numbers per sample; NaN where the point is not a number."""
+    stationarity = at.gradient + _product(at.G.mT, point.lam) + _product(at.A.mT, point.nu)
+    violation = torch.cat([_over(at.g.clamp_min(0.0), scale.inequality), _over(at.h, scale.equality)], 1)
+    lam, slack = _over(point.lam, scale.multiplier), _over(at.g, scale.inequality)
+    return Residuals(
+        stationarity=_worst(_over(stationarity, scale.stationarity)),
+        primal=_worst(violation),
+        dual=_worst(lam.clamp_max(0.0)),
+        complementarity=_worst(torch.minimum(lam.abs(), slack.abs())),
+    )
+
+
+def _over(r: Tensor, scale: Tensor) -> Tensor:
+    """r / scale with 0 / 0 = 0."""
+    return torch.where(r == 0.0, 0.0, r / scale)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > 0, a / b, 0.0)
+
+
+def _worst(rows: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:
+    return _largest(rows).squeeze(1)
+
+
+def _largest(a: Tensor, keepdim: bool = True) -> Tensor:
+    """max |a| over the last dimension, 0 where it is empty."""
+    if a.shape[-1] == 0:
+        return a.new_zeros(a.shape[:-1] + ((1,) if keepdim else ()))
+    return a.abs().amax(-1, keepdim=keepdim)
+
+
+def _product(M: Tensor, a: Tensor) -> Tensor:
+    return (M @ a.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,1 @@
+"""How people write problems: callables, whole problems, and cvxpy expressions read as torch."""

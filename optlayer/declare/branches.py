@@ -1,0 +1,98 @@
+"""A callable may bring a torch branch of its own; it must be the same function as the cvxpy one.
+
+What is solved and differentiated is the cvxpy branch, translated: one source of truth, batchable by
+construction and guarded at the borders of its domain. The torch branch is checked against it when
+the layer is built, values and derivatives, so that neither can say what the other does not.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cvxpy as cp
+import torch
+from torch import Tensor
+
+from optlayer.declare.callables import UserCallable
+from optlayer.errors import DeclarationError
+
+TOLERANCE = 1e-6  # largest relative disagreement of values and of derivatives
+
+
+class _CvxpyOnly(Exception):
+    """A tensor met a cvxpy expression: the callable has no torch branch."""
+
+
+class _Probe(Tensor):
+    """A tensor that notices when it is combined with a cvxpy expression."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(a, cp.Expression) for a in args):
+            raise _CvxpyOnly
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def torch_branch(function: UserCallable, point: Sequence[Tensor]) -> Callable[..., Tensor] | None:
+    """The callable as a function of torch tensors, or None where it has no torch branch.
+
+    A cvxpy result is the mark of a callable written in cvxpy only. So is an exception: cvxpy atoms
+    refuse many tensors, and the cvxpy branch is then the whole declaration.
+    """
+    try:
+        result = function(*(p.clone().as_subclass(_Probe) for p in point))
+    except Exception:
+        return None
+    return function if isinstance(result, Tensor) else None
+
+
+def check_branch(
+    name: str, branch: Callable[..., Tensor], truth: Callable[..., Tensor], points: Any
+) -> None:
+    """The torch branch equals the translated cvxpy branch at the points.
+
+    Raises:
+        DeclarationError: naming the callable, the argument and the amount.
+    """
+    for point in points:
+        _refuse_closed_over(name, branch, point)
+        expected = truth(*point)
+        got = branch(*(p.clone() for p in point))
+        if got.numel() != expected.numel():
+            raise DeclarationError(
+                f"the two branches of {name} disagree: cvxpy gives shape {tuple(expected.shape)}, "
+                f"torch {tuple(got.shape)}"
+            )
+        _compare(f"the two branches of {name} disagree by {{}} in their values", got, expected)
+        for i, _ in enumerate(point):
+            _compare(
+                f"the two branches of {name} disagree by {{}} in the derivative with respect to argument {i}",
+                _derivative(branch, point, i),
+                _derivative(truth, point, i),
+            )
+
+
+def _refuse_closed_over(name: str, branch: Callable[..., Tensor], point: Sequence[Tensor]) -> None:
+    if branch(*(p.clone() for p in point)).requires_grad:
+        raise DeclarationError(
+            f"{name} requires grad although none of its arguments does: it closes over a tensor that is "
+            "learned, which would get no gradient; make that tensor a cp.Parameter of the layer and pass "
+            "it in the call, or detach it if it is a constant"
+        )
+
+
+def _derivative(function: Callable[..., Tensor], point: Sequence[Tensor], i: int) -> Tensor:
+    def of_one(a: Tensor) -> Tensor:
+        return function(*point[:i], a, *point[i + 1 :]).reshape(-1).double()
+
+    jacobian: Tensor = torch.autograd.functional.jacobian(of_one, point[i].clone())
+    return jacobian
+
+
+def _compare(message: str, got: Tensor, expected: Tensor) -> None:
+    got, expected = got.detach().reshape(-1), expected.detach().reshape(-1)
+    scale = expected.abs().max().clamp_min(1e-3) if expected.numel() else 1.0
+    gap = ((got - expected).abs().max() / scale).item() if expected.numel() else 0.0
+    if not gap <= TOLERANCE:
+        raise DeclarationError(
+            message.format(f"{gap:.1e} (relative)") + "; they must be one function"
+        )

@@ -1,0 +1,102 @@
+"""The leaves of a declaration: private copies of the user's, and what their attributes demand."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+
+from optlayer.errors import DeclarationError
+
+REFUSED = ("boolean", "integer", "complex", "imag", "hermitian", "PSD", "NSD", "sparsity")
+SIGNS = {"nonneg": -1.0, "pos": -1.0, "nonpos": 1.0, "neg": 1.0}  # sign * z <= 0
+
+Constraint = tuple[str, Callable[[cp.Variable], cp.Expression]]  # its name, and the expression
+
+
+def check(leaves: Sequence[Any], kind: type, word: str) -> None:
+    """The declared leaves are distinct cvxpy leaves of the right kind."""
+    for position, leaf in enumerate(leaves):
+        if not isinstance(leaf, kind):
+            raise DeclarationError(
+                f"{word} {position} is a {type(leaf).__name__}, expected a cvxpy.{kind.__name__}"
+            )
+        if any(leaf is other for other in leaves[:position]):
+            raise DeclarationError(f"{word} {leaf.name()!r} is declared twice")
+
+
+def check_attributes(leaf: Any, refused: Sequence[str], word: str) -> None:
+    """Refuse by name what the smooth route cannot honour."""
+    for attribute in refused:
+        if _present(leaf.attributes.get(attribute)):
+            raise DeclarationError(
+                f"{word} {leaf.name()!r} is declared {attribute}={leaf.attributes[attribute]!r}, which the "
+                f"smooth route cannot honour{_way_out(attribute)}"
+            )
+
+
+def _way_out(attribute: str) -> str:
+    if attribute in ("PSD", "NSD"):
+        return "; where log_det or tr_inv keeps the matrix definite, declare symmetric=True instead"
+    if attribute == "sparsity":
+        return "; declare a vector of the entries, and place them with cp.multiply or indexing"
+    return ": the argmin of an integer or complex problem has no derivative here"
+
+
+def private_copy(leaf: Any, keep: bool = True) -> Any:
+    """A leaf of the same name and shape that nobody else can assign to; its attributes if kept."""
+    attributes = {k: v for k, v in leaf.attributes.items() if _present(v)} if keep else {}
+    if attributes.get("sparsity") is not None:
+        attributes["sparsity"] = leaf.sparse_idx
+    return type(leaf)(leaf.shape, name=leaf.name(), **attributes)
+
+
+def attribute_inequalities(variable: cp.Variable) -> list[Constraint]:
+    """nonneg, nonpos, pos, neg and bounds as expressions <= 0."""
+    name = variable.name()
+    found: list[Constraint] = [
+        (f"{attribute} of {name!r}", lambda z, sign=sign: sign * z)
+        for attribute, sign in SIGNS.items()
+        if _present(variable.attributes.get(attribute))
+    ]
+    if _present(variable.attributes.get("bounds")):
+        for side, bound, sign in zip(
+            ("lower", "upper"), variable.attributes["bounds"], (-1.0, 1.0), strict=True
+        ):
+            found += _bound(f"{side} bound of {name!r}", bound, sign, variable.shape)
+    return found
+
+
+def _bound(name: str, bound: Any, sign: float, shape: tuple[int, ...]) -> list[Constraint]:
+    """sign * (z - bound) <= 0 on the entries where the bound is finite."""
+    if isinstance(bound, cp.Expression):
+        raise DeclarationError(f"the {name} is an expression; declare it as an inequality instead")
+    values = np.broadcast_to(np.asarray(bound, dtype=float), shape).ravel()
+    finite = np.flatnonzero(np.isfinite(values))
+    if not finite.size:
+        return []
+    return [(name, lambda z: sign * (_entries(z, finite) - values[finite]))]
+
+
+def attribute_equalities(variable: cp.Variable) -> list[Constraint]:
+    """symmetric and diag as expressions == 0."""
+    name, n = variable.name(), variable.shape[0] if variable.shape else 1
+    found: list[Constraint] = []
+    if _present(variable.attributes.get("symmetric")) and n > 1:
+        i, j = np.triu_indices(n, 1)
+        found.append(
+            (f"symmetry of {name!r}", lambda z: _entries(z, i * n + j) - _entries(z, j * n + i))
+        )
+    if _present(variable.attributes.get("diag")) and n > 1:
+        off = np.flatnonzero(~np.eye(n, dtype=bool))
+        found.append((f"diagonality of {name!r}", lambda z: _entries(z, off)))
+    return found
+
+
+def _entries(z: cp.Expression, index: np.ndarray) -> cp.Expression:
+    """Entries of z by their position in C order."""
+    return cp.vec(z, order="C")[index]
+
+
+def _present(attribute: Any) -> bool:
+    return attribute is not None and attribute is not False

@@ -1,0 +1,195 @@
+"""From a cvxpy expression to the torch function that it is.
+
+The expression tree is walked once and laid out as a tape: one slot per leaf, constant and atom, in
+an order in which operands come first, shared subexpressions once. A call fills the slots. There
+are no branches on data and no writes into tensors, so torch.func may batch a call and
+differentiate it in any nesting.
+
+Constants become dense float64 tensors, sparse ones included: whoever needs their sparsity reads it
+off the expression.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from .atoms_affine import AFFINE
+from .atoms_smooth import SMOOTH
+from .operation import Atom, Function, Operation
+from .refusals import complex_valued, refused, refused_apex, undeclared
+from .terms import CONSTANT, PARAMETER, VARIABLE, Terms
+
+_Leaf = cp.Variable | cp.Parameter
+
+RULES = AFFINE | SMOOTH  # by the name of the class, which outlives its place in cvxpy
+
+
+@dataclass(frozen=True)
+class Translation:
+    """An expression as torch functions of (*variables, *parameters), one sample, declared shapes.
+
+    Attributes:
+        function: The value, of the expression's shape.
+        borders: The quantities, flat of shape (k,), that must stay positive for the expression to
+            be defined and smooth: what stands under a logarithm, an entropy, a root, a
+            reciprocal, the denominator of quad_over_lin, a norm. k is 0 for a polynomial. The
+            signs of denominators and the eigenvalues of matrix arguments are not among them.
+        terms: Every class of monomials that may occur, as (degree in the variables, whether the
+            coefficient depends on a parameter); degree math.inf where it is not polynomial.
+    """
+
+    function: Callable[..., Tensor]
+    borders: Callable[..., Tensor]
+    terms: Terms
+
+
+def translate(
+    expression: cp.Expression,
+    variables: Sequence[cp.Variable],
+    parameters: Sequence[cp.Parameter],
+    *,
+    apex: bool = False,
+) -> Translation:
+    """The torch functions of an expression.
+
+    Args:
+        expression: Scalar or array, with no leaves but the declared ones.
+        variables: Its variables, in the order in which their values will be passed.
+        parameters: Its parameters, likewise.
+        apex: Admit norms, which are smooth only away from 0.
+
+    Raises:
+        DeclarationError: Naming the atom that is not smooth or not known, the leaf that was not
+            declared, or the constant that is complex.
+    """
+    values = _Tape(variables, parameters, apex)
+    output = values.slot(expression)
+    return Translation(
+        function=values.program(output),
+        borders=_borders(values, _Tape(variables, parameters, apex)),
+        terms=values.terms[output],
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Fills the next slot from earlier ones."""
+
+    apply: Function
+    operands: tuple[int, ...]
+
+
+class _Tape:
+    """The slots of an expression, the leaves' first."""
+
+    def __init__(
+        self, variables: Sequence[cp.Variable], parameters: Sequence[cp.Parameter], apex: bool
+    ) -> None:
+        leaves: list[_Leaf] = [*variables, *parameters]
+        self.terms: list[Terms] = [VARIABLE] * len(variables) + [PARAMETER] * len(parameters)
+        self.guarded: list[tuple[cp.Expression, Function]] = []
+        self._apex = apex
+        self._leaves = {leaf.id: slot for slot, leaf in enumerate(leaves)}
+        self._slots: dict[int, int] = {}
+        self._steps: list[_Step] = []
+        for leaf in leaves:
+            _check_real(leaf)
+
+    def slot(self, expression: cp.Expression) -> int:
+        """Where the value of the expression lies, laid out if it is new."""
+        if id(expression) not in self._slots:
+            self._slots[id(expression)] = self._lay_out(expression)
+        return self._slots[id(expression)]
+
+    def add(self, apply: Function, operands: Sequence[int], terms: Terms = CONSTANT) -> int:
+        """One more step, and its slot."""
+        self._steps.append(_Step(apply, tuple(operands)))
+        self.terms.append(terms)
+        return len(self.terms) - 1
+
+    def program(self, output: int) -> Function:
+        """The leaves' values to that of one slot."""
+        steps = tuple(self._steps)
+
+        def run(*leaves: Tensor) -> Tensor:
+            slots = list(leaves)
+            for step in steps:
+                slots.append(step.apply(*[slots[operand] for operand in step.operands]))
+            return slots[output]
+
+        return run
+
+    def _lay_out(self, expression: cp.Expression) -> int:
+        if _is_constant(expression):
+            return self.add(partial(_placed, _tensor(expression)), [0])
+        if isinstance(expression, _Leaf):
+            return self._leaf(expression)
+        return self._atom(expression)
+
+    def _leaf(self, leaf: _Leaf) -> int:
+        if leaf.id not in self._leaves:
+            raise undeclared(leaf)
+        return self._leaves[leaf.id]
+
+    def _atom(self, atom: Atom) -> int:
+        operation = self._operation(atom)
+        operands = [*atom.args, *operation.hidden]
+        slots = [self.slot(operand) for operand in operands]
+        for position, border in operation.borders.items():
+            if not _is_constant(operands[position]):
+                self.guarded.append((operands[position], border))
+        terms = operation.terms(*[self.terms[slot] for slot in slots])
+        return self.add(operation.apply, slots, terms)
+
+    def _operation(self, atom: Atom) -> Operation:
+        rule = RULES.get(type(atom).__name__)
+        if rule is None:
+            raise refused(atom)
+        operation = rule(atom)
+        if operation.apex and not self._apex:
+            raise refused_apex(atom)
+        return operation
+
+
+def _borders(values: _Tape, tape: _Tape) -> Function:
+    """What the atoms of `values` need positive, on a tape that holds nothing else."""
+    slots = [tape.add(border, [tape.slot(guarded)]) for guarded, border in values.guarded]
+    return tape.program(tape.add(_flat, slots) if slots else tape.add(_nothing, [0]))
+
+
+def _flat(*arrays: Tensor) -> Tensor:
+    return torch.cat([array.reshape(-1) for array in arrays])
+
+
+def _nothing(like: Tensor) -> Tensor:
+    return like.reshape(-1)[:0]
+
+
+def _placed(constant: Tensor, like: Tensor) -> Tensor:
+    """The constant where and in the precision in which the call computes."""
+    return constant.to(like.device, like.dtype)
+
+
+def _is_constant(expression: cp.Expression) -> bool:
+    """Whether it holds no leaf whose value may change."""
+    return not expression.variables() and not expression.parameters()
+
+
+def _tensor(constant: cp.Expression) -> Tensor:
+    value: Any = constant.value
+    array = value.toarray() if sparse.issparse(value) else np.asarray(value)
+    if np.iscomplexobj(array):
+        raise complex_valued(constant)
+    return torch.tensor(array, dtype=torch.float64).reshape(constant.shape)
+
+
+def _check_real(leaf: _Leaf) -> None:
+    if leaf.is_complex():
+        raise complex_valued(leaf)

@@ -1,0 +1,66 @@
+"""Engines: how numbers are found. One file a solver; none of them knows about derivatives.
+
+An engine is trusted with nothing: its answers are polished and certified by others, its claims of
+infeasibility verified. It loops over the samples; everything after it is batched.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from optlayer.cones import Cone
+from optlayer.solution import Status
+
+Array = np.ndarray
+
+
+class ConeProgram(NamedTuple):
+    """min ½xᵀPx + qᵀx  s.t.  Ax + s = b, s ∈ K; float64, a batch of B with one sparsity pattern.
+
+    The patterns come from the declaration, not from the data: a sample's answer must not depend
+    on its neighbours.
+    """
+
+    P: Array  # (B, n, n)
+    q: Array  # (B, n)
+    A: Array  # (B, m, n)
+    b: Array  # (B, m)
+    K: Cone
+    P_pattern: Array  # (n, n) bool
+    A_pattern: Array  # (m, n) bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an engine says of each sample; rows without a point are NaN.
+
+    Duals are those of the engine's own problem: y of Ax + s = b for a matrix engine, (λ, ν) stacked
+    for a function engine.
+    """
+
+    x: Array  # (B, n)
+    y: Array  # (B, rows)
+    claims: tuple[Status, ...]
+    words: tuple[str, ...]  # the solver's own, "CLARABEL: PrimalInfeasible"
+    iterations: Array  # (B,)
+
+
+class MatrixEngine(Protocol):
+    """Solves cone programmes given as matrices."""
+
+    name: str
+
+    def solve_matrices(self, program: ConeProgram) -> Answer:
+        """Never raises for a sample: a solver that throws is a claim of FAILED."""
+        ...
+
+
+class FunctionEngine(Protocol):
+    """Solves the problem as the user stated it, at given parameter values."""
+
+    name: str
+
+    def solve_problem(self, theta: tuple[Array, ...]) -> Answer:
+        """theta: (B, *shape) each. Never raises for a sample."""
+        ...

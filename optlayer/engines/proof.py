@@ -1,0 +1,104 @@
+r"""Proofs of failure: a solver's "infeasible" or "unbounded" is a claim until it is shown here.
+
+Infeasible. The elastic problem  min Σ_i max(g_i, 0) + Σ_j |h_j|  over the domain of f always has a
+solution; if its best point still violates a constraint, none satisfies them all, and it says which.
+
+Unbounded. Let p(R) = min f over the feasible x with |x| <= R. Along R = r, r², r³ (relative to the data)
+a function without lower bound keeps falling; one whose infimum is merely not attained levels off.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+
+from optlayer.engines import Array
+from optlayer.engines.cvxpy import assign
+from optlayer.engines.per_thread import PerThread
+from optlayer.forms import Reference, ReferenceProblem
+
+SOLVERS = ("CLARABEL", "SCS")
+RADII = (1e2, 1e4, 1e6)
+LEVELLED = 0.5  # the last fall is less than this part of the one before: it levels off
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """The least violated point: x, and how far each constraint is from holding there."""
+
+    x: Array
+    violations: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Workspace:
+    reference: ReferenceProblem
+    elastic: cp.Problem
+    violations: list[cp.Expression]
+    boxed: cp.Problem
+    radius: cp.Parameter
+
+
+class Proof:
+    """Examines one sample at a time; only samples without an answer come here."""
+
+    def __init__(self, reference: Reference) -> None:
+        self._names = [*reference.inequality_names, *reference.equality_names]
+        self._workspace = PerThread(lambda: _workspace(reference.build))
+
+    def least_violation(self, theta: tuple[Array, ...]) -> Elastic | None:
+        """The elastic solution, or None where no solver finds it."""
+        work = self._workspace.get()
+        if _solve(work.elastic, work.reference, theta) is None:
+            return None
+        x = np.concatenate([np.ravel(v.value) for v in work.reference.variables])
+        amounts = [float(v.value) for v in work.violations]
+        return Elastic(x, dict(zip(self._names, amounts, strict=True)))
+
+    def falls_without_limit(self, theta: tuple[Array, ...]) -> bool:
+        """Whether p(R) keeps falling as the box grows."""
+        work, values = self._workspace.get(), []
+        size = max([1.0, *(float(np.abs(t).max()) for t in theta if t.size)])
+        for radius in RADII:
+            work.radius.value = radius * size
+            value = _solve(work.boxed, work.reference, theta)
+            if value is None:
+                return False
+            values.append(value)
+        first, last = values[0] - values[1], values[1] - values[2]
+        return last > LEVELLED * first > 0.0
+
+
+def _workspace(build: Callable[[], ReferenceProblem]) -> _Workspace:
+    reference = build()
+    amounts = [cp.max(cp.pos(c.expr)) for c in reference.inequalities]
+    amounts += [cp.max(cp.abs(c.expr)) for c in reference.equalities]
+    elastic = cp.Problem(cp.Minimize(cp.sum(cp.hstack(amounts)) if amounts else 0), _domain(reference))
+    radius = cp.Parameter(nonneg=True, value=1.0)
+    box = [cp.norm_inf(cp.vec(v, order="C")) <= radius for v in reference.variables]
+    boxed = cp.Problem(reference.problem.objective, [*reference.problem.constraints, *box])
+    return _Workspace(reference, elastic, amounts, boxed, radius)
+
+
+def _domain(reference: ReferenceProblem) -> list[Any]:
+    """Where every function of the problem is defined."""
+    constraints = [*reference.inequalities, *reference.equalities]
+    domain = list(reference.problem.objective.expr.domain)
+    return domain + [d for c in constraints for d in c.expr.domain]
+
+
+def _solve(problem: cp.Problem, reference: ReferenceProblem, theta: tuple[Array, ...]) -> float | None:
+    """The optimal value by the first solver that is sure of it; the variables hold the solution."""
+    assign(reference, theta)
+    for solver in SOLVERS:
+        try:
+            data, chain, inverse = problem.get_problem_data(solver, ignore_dpp=True)
+            solution = chain.invert(chain.solve_via_data(problem, data), inverse)
+        except Exception:
+            continue
+        if solution.status == cp.OPTIMAL:
+            problem.unpack(solution)
+            return float(problem.value)
+    return None

@@ -1,0 +1,57 @@
+"""Forms: what is solved, and what must vanish at the solution.
+
+A form is compiled once from a declaration, immutable, and shared by threads and copies. It offers
+
+    residual(u, *data)          F(u, d), the normal map of the KKT conditions (see `smooth`)
+    solve, solve_transposed     J⁻¹ and J⁻ᵀ with J = ∂F/∂u, what `implicit.attach` needs
+    local(*theta)               f, g, h to second order, what polish and certificate need
+    recover(u, tau)             primal values and multipliers
+
+and knows neither cvxpy nor any solver: what it holds of a `Reference` it never looks into.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float64
+from torch import Tensor
+
+
+class Local(NamedTuple):
+    """The problem to second order at a point, batched: what Newton and the certificate look at."""
+
+    gradient: Float64[Tensor, "B n"]  # ∇f
+    hessian: Float64[Tensor, "B n n"]  # H = ∇²f + Σ λ_i ∇²g_i
+    g: Float64[Tensor, "B m"]
+    G: Float64[Tensor, "B m n"]  # ∂g
+    h: Float64[Tensor, "B p"]
+    A: Float64[Tensor, "B p n"]  # ∂h
+
+
+class Point(NamedTuple):
+    """A primal-dual point in the user's own scale: λ >= 0 belongs to g <= 0, ν to h = 0."""
+
+    x: Float64[Tensor, "B n"]
+    lam: Float64[Tensor, "B m"]
+    nu: Float64[Tensor, "B p"]
+
+
+@dataclass(frozen=True)
+class ReferenceProblem:
+    """The same problem as a modelling language states it; opaque to everything but its engine."""
+
+    problem: Any
+    variables: Sequence[Any]
+    parameters: Sequence[Any]
+    inequalities: Sequence[Any]  # constraints, whose expression is <= 0
+    equalities: Sequence[Any]  # constraints, whose expression is == 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How to build a private copy of the user's problem, as often as threads need one."""
+
+    build: Callable[[], ReferenceProblem]
+    inequality_names: tuple[str, ...]  # as the user reads them: "inequality 0 'lower'"
+    equality_names: tuple[str, ...]

@@ -1,0 +1,225 @@
+r"""The smooth form: min f(x, θ)  s.t.  g(x, θ) <= 0,  h(x, θ) = 0  with f, g, h torch functions.
+
+Its KKT conditions as one square system, the *normal map* (Robinson 1992), in u = (x, v, ν):
+
+    ∇f + Gᵀλ + Aᵀν = 0        λ = Π(v)/τ         G = ∂g,  A = ∂h,  Π(v) = max(v, 0)
+    g - v + Π(v)   = 0        so g = -Π(-v): v holds the multiplier where it is positive,
+    h              = 0        the slack where it is negative
+
+τ > 0 is a constant for each row that brings τλ and g to one size; nothing depends on its value.
+With D = DΠ(v), a diagonal of zeros and ones, and H = ∇²f + Σ λ_i ∇²g_i,
+
+        ⎡ H   GᵀD/τ   Aᵀ ⎤                 ⎡ H    (DG)ᵀ   Aᵀ ⎤
+    J = ⎢ G   D - I   0  ⎥    reduces to K = ⎢ DG   D - I   0  ⎥ ,  symmetric,
+        ⎣ A   0       0  ⎦                 ⎣ A    0       0  ⎦
+
+by taking λ in place of v on the active rows and eliminating v on the others. A Newton step on it is
+a step of the primal-dual active-set method. `docs/derivation.md` has the algebra.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+from torch.func import grad, jacrev, vmap
+
+from optlayer.cones import nonnegative
+from optlayer.forms import Local, Point, Reference
+from optlayer.linsolve import linsolve
+
+Function = Callable[..., Tensor]  # one sample: (x (n,), *theta) -> Tensor
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Blocks of a quadratic programme that no parameter enters; None where one does."""
+
+    P: Float64[Tensor, "n n"] | None = None
+    G: Float64[Tensor, "m n"] | None = None
+    A: Float64[Tensor, "p n"] | None = None
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where f, g, h are defined: `borders(x, *theta) > 0`, such as the arguments of logarithms.
+
+    Rows `row` of the borders are affine in one coordinate `column` of x alone, z >= 0 for an
+    entropy: there Newton can step in the logarithm of the distance.
+    """
+
+    borders: Function
+    row: tuple[int, ...]
+    column: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SmoothForm:
+    """A compiled smooth programme in x ∈ ℝⁿ, all variables flattened in C order and concatenated."""
+
+    variable_shapes: tuple[tuple[int, ...], ...]
+    inequality_shapes: tuple[tuple[int, ...], ...]  # of the declared constraints; attributes follow
+    equality_shapes: tuple[tuple[int, ...], ...]
+    m: int  # rows of g, those that stand for variable attributes included
+    p: int  # rows of h, likewise
+    objective: Function  # f: () or one element
+    inequality: Function  # g: (m,)
+    equality: Function  # h: (p,)
+    reference: Reference
+    quadratic: bool  # f quadratic, g and h affine in x, for every θ
+    constants: Constants = Constants()
+    domain: Domain | None = None
+
+    @property
+    def n(self) -> int:
+        return sum(prod(shape) for shape in self.variable_shapes)
+
+    @property
+    def size(self) -> int:
+        return self.n + self.m + self.p
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "SmoothForm":
+        return self  # immutable
+
+    # ------------------------------------------------------------------ the root that is attached
+
+    def residual(self, u: Float64[Tensor, "B N"], *data: Tensor) -> Float64[Tensor, "B N"]:
+        """F(u; θ, τ), batched; data = (*theta, tau)."""
+        return vmap(self._residual)(u, *data)
+
+    def _residual(self, u: Float64[Tensor, " N"], *data: Tensor) -> Float64[Tensor, " N"]:
+        *theta, tau = data
+        x, v, nu = self.split(u)
+        lam = nonnegative.project(v) / tau
+        stationarity = grad(self._lagrangian)(x, lam, nu, *theta)
+        normal = self._g(x, *theta) - v + nonnegative.project(v)
+        return torch.cat([stationarity, normal, self._h(x, *theta)])
+
+    def solve(self, u: Tensor, rhs: Tensor, *data: Tensor) -> Float64[Tensor, "B N"]:
+        """J⁻¹ rhs: K (ẋ, λ̇, ν̇) = (r₁, D r₂, r₃), then v̇ = τλ̇ where active, Gẋ - r₂ elsewhere."""
+        H, G, A, D = self._blocks(u, *data)
+        r1, r2, r3 = self.split(rhs)
+        y = linsolve(kkt_matrix(H, G, A, D), torch.cat([r1, torch.where(D, r2, 0.0), r3], 1), self.n)
+        x_dot, lam_dot, nu_dot = self.split(y)
+        v_dot = torch.where(D, data[-1] * lam_dot, _apply(G, x_dot) - r2)
+        return torch.cat([x_dot, v_dot, nu_dot], 1)
+
+    def solve_transposed(self, u: Tensor, rhs: Tensor, *data: Tensor) -> Float64[Tensor, "B N"]:
+        """J⁻ᵀ ū: K w = (ūₓ + Gᵀ(I - D)ū_v, τDū_v + (I - D)ū_v, ū_ν)."""
+        H, G, A, D = self._blocks(u, *data)
+        x_bar, v_bar, nu_bar = self.split(rhs)
+        x_bar = x_bar + _apply(G.mT, torch.where(D, 0.0, v_bar))
+        v_bar = torch.where(D, data[-1] * v_bar, v_bar)
+        return linsolve(kkt_matrix(H, G, A, D), torch.cat([x_bar, v_bar, nu_bar], 1), self.n)
+
+    def _blocks(self, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """H, G, A and the diagonal of D at u."""
+        *theta, tau = data
+        x, v, nu = self.split(u)
+        lam = nonnegative.project(v) / tau
+        D = nonnegative.active(v)
+        if self.quadratic:
+            zero = torch.zeros_like(x)
+            return self._P(zero, *theta), self._G(zero, *theta), self._A(zero, *theta), D
+        H = vmap(jacrev(grad(self._lagrangian)))(x, lam, nu, *theta)
+        return H, self._G(x, *theta), self._A(x, *theta), D
+
+    # ------------------------------------------------------------ f, g, h to second order, batched
+
+    def local(self, *theta: Tensor) -> Callable[[Point], Local]:
+        """The problem at θ, as a function of the point; a quadratic one is evaluated only once."""
+        if not self.quadratic:
+            return lambda point: vmap(self._local)(*point, *theta)
+        P, q, G, g0, A, h0 = self.matrices(*theta)
+        return lambda at: Local(_apply(P, at.x) + q, P, _apply(G, at.x) + g0, G, _apply(A, at.x) + h0, A)
+
+    def _local(self, x: Tensor, lam: Tensor, nu: Tensor, *theta: Tensor) -> Local:
+        return Local(
+            gradient=grad(self._f)(x, *theta),
+            hessian=jacrev(grad(self._lagrangian))(x, lam, nu, *theta),
+            g=self._g(x, *theta),
+            G=_jacobian(self._g, self.m)(x, *theta),
+            h=self._h(x, *theta),
+            A=_jacobian(self._h, self.p)(x, *theta),
+        )
+
+    def matrices(self, *theta: Tensor) -> tuple[Tensor, ...]:
+        """P, q, G, g₀, A, h₀ of min ½xᵀPx + qᵀx s.t. Gx + g₀ <= 0, Ax + h₀ = 0; quadratics only."""
+        zero = theta[0].new_zeros(theta[0].shape[0], self.n) if theta else torch.zeros(1, self.n).double()
+        q, g0, h0 = vmap(lambda x, *t: (grad(self._f)(x, *t), self._g(x, *t), self._h(x, *t)))(zero, *theta)
+        return self._P(zero, *theta), q, self._G(zero, *theta), g0, self._A(zero, *theta), h0
+
+    def value(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> Float64[Tensor, " B"]:
+        """f(x, θ)."""
+        return vmap(self._f)(x, *theta)
+
+    def _P(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, "B n n"]:
+        if self.constants.P is not None:
+            return self.constants.P.expand(x.shape[0], -1, -1)
+        return vmap(jacrev(grad(self._f)))(x, *theta)
+
+    def _G(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, "B m n"]:
+        if self.constants.G is not None:
+            return self.constants.G.expand(x.shape[0], -1, -1)
+        return vmap(_jacobian(self._g, self.m))(x, *theta)
+
+    def _A(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, "B p n"]:
+        if self.constants.A is not None:
+            return self.constants.A.expand(x.shape[0], -1, -1)
+        return vmap(_jacobian(self._h, self.p))(x, *theta)
+
+    # ----------------------------------------------------------------------- one sample of f, g, h
+
+    def _f(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, ""]:
+        return self.objective(x, *theta).reshape(())
+
+    def _g(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, " m"]:
+        return self.inequality(x, *theta) if self.m else x.new_zeros(0)
+
+    def _h(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, " p"]:
+        return self.equality(x, *theta) if self.p else x.new_zeros(0)
+
+    def _lagrangian(self, x: Tensor, lam: Tensor, nu: Tensor, *theta: Tensor) -> Float64[Tensor, ""]:
+        """L = f + λᵀg + νᵀh."""
+        return self._f(x, *theta) + lam @ self._g(x, *theta) + nu @ self._h(x, *theta)
+
+    # -------------------------------------------------------------------------------- u and points
+
+    def split(self, u: Float64[Tensor, "*B N"]) -> tuple[Tensor, Tensor, Tensor]:
+        """u -> x, v, ν."""
+        x, v, nu = u.split([self.n, self.m, self.p], dim=-1)
+        return x, v, nu
+
+    def recover(self, u: Float64[Tensor, "*B N"], tau: Float64[Tensor, "*B m"]) -> Point:
+        """u -> x, λ, ν."""
+        x, v, nu = self.split(u)
+        return Point(x, nonnegative.project(v) / tau, nu)
+
+
+def kkt_matrix(
+    H: Float64[Tensor, "B n n"],
+    G: Float64[Tensor, "B m n"],
+    A: Float64[Tensor, "B p n"],
+    D: Bool[Tensor, "B m"],
+) -> Float64[Tensor, "B N N"]:
+    """K, the symmetric reduction of J; the rows of inactive inequalities are those of -I."""
+    m, p = G.shape[1], A.shape[1]
+    DG = torch.where(D.unsqueeze(2), G, 0.0)
+    D_minus_I = torch.diag_embed(D.to(H.dtype) - 1.0)
+    zero = H.new_zeros(H.shape[0], p, m + p)
+    lower = torch.cat([torch.cat([D_minus_I, zero[:, :, :m].mT], 2), zero], 1)
+    E = torch.cat([DG, A], 1)
+    return torch.cat([torch.cat([H, E.mT], 2), torch.cat([E, lower], 2)], 1)
+
+
+def _jacobian(function: Function, rows: int) -> Function:
+    """∂function/∂x for one sample; torch's own transforms refuse outputs without elements."""
+    if rows:
+        return jacrev(function)
+    return lambda x, *theta: x.new_zeros(0, x.shape[0])
+
+
+def _apply(M: Float64[Tensor, "B r c"], a: Float64[Tensor, "B c"]) -> Float64[Tensor, "B r"]:
+    return (M @ a.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,115 @@
+r"""Implicit differentiation of a root: the one place where derivatives of the argmin come from.
+
+A solver, any solver, hands over u* with F(u*, d) = 0. By the implicit function theorem
+
+    ∂u/∂d = -J⁻¹ ∂F/∂d,      J = ∂F/∂u at (u*, d)
+
+    reverse   w = J⁻ᵀ ū,   d̄ = -(∂F/∂d)ᵀ w
+    forward   u̇ = -J⁻¹ (∂F/∂d ḋ)
+
+`attach(root, u*, data)` returns u* carrying these rules. It knows no solver and no cone: J is only
+ever met through `root.solve` and `root.solve_transposed`. Both rules are made of differentiable
+pieces and read u from their own *output*, so that a derivative of a derivative flows through u
+again: double backward, forward-over-reverse and vmap in any nesting need no further code.
+
+See Krantz & Parks, The Implicit Function Theorem (2002); Blondel et al., arXiv:2105.15183, eq. (1).
+"""
+
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+
+class Root(Protocol):
+    """A batched system F(u, d) = 0 that knows how to solve with its own Jacobian."""
+
+    def residual(self, u: Float64[Tensor, "B N"], *data: Tensor) -> Float64[Tensor, "B N"]:
+        """F(u, d)."""
+        ...
+
+    def solve(self, u: Tensor, rhs: Tensor, *data: Tensor) -> Float64[Tensor, "B N"]:
+        """J⁻¹ rhs, differentiable in u, rhs and data."""
+        ...
+
+    def solve_transposed(self, u: Tensor, rhs: Tensor, *data: Tensor) -> Float64[Tensor, "B N"]:
+        """J⁻ᵀ rhs, differentiable in u, rhs and data."""
+        ...
+
+
+def attach(
+    root: Root, u: Float64[Tensor, "B N"], data: tuple[Tensor, ...]
+) -> Float64[Tensor, "B N"]:
+    """u, with the derivatives of the root of F( . , data).
+
+    Args:
+        root: The system that u solves.
+        u: The root, found outside autograd.
+        data: What it depends on; tensors of any shape with leading B.
+
+    Raises:
+        NotImplementedError: under forward-over-forward differentiation, which torch cannot
+            express for a custom rule; reverse-over-forward and the other nestings are right.
+    """
+    out: Tensor = _Attach.apply(root, u, *data)
+    return out
+
+
+class _Attach(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(root: Root, u: Tensor, *data: Tensor) -> Tensor:
+        del root, data
+        return u.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.root, _, *data = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output, *data)
+        ctx.save_for_forward(output, *data)
+
+    @staticmethod
+    def backward(ctx: Any, u_bar: Tensor | None) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[2:]
+        if u_bar is None or not any(needed):
+            return None, None, *(None for _ in needed)
+        u, *data = ctx.saved_tensors
+        w = ctx.root.solve_transposed(u, u_bar, *data)
+        data_bar = iter(_pull(ctx.root, u, data, needed)(-w))
+        return None, None, *(next(data_bar) if wanted else None for wanted in needed)
+
+    @staticmethod
+    def jvp(ctx: Any, _root: None, _u: Tensor | None, *data_dot: Tensor | None) -> Tensor:
+        _refuse_forward_over_forward()
+        u, *data = ctx.saved_tensors
+        moved = [dot is not None for dot in data_dot]
+        # (∂F/∂d) ḋ as the transpose of the transpose: a custom rule may not use forward mode itself.
+        pull = _pull(ctx.root, u, data, moved)
+        _, push = torch.func.vjp(pull, torch.zeros_like(u))
+        (F_dot,) = push(tuple(dot for dot in data_dot if dot is not None))
+        return -ctx.root.solve(u, F_dot, *data)
+
+
+def _pull(root: Root, u: Tensor, data: list[Tensor], wanted: Any) -> Any:
+    """w -> (∂F/∂d)ᵀ w for the wanted data."""
+    varying = [d for d, want in zip(data, wanted, strict=True) if want]
+
+    def residual_of(*chosen: Tensor) -> Tensor:
+        replacement = iter(chosen)
+        full = (next(replacement) if want else d for d, want in zip(data, wanted, strict=True))
+        return root.residual(u, *full)
+
+    return torch.func.vjp(residual_of, *varying)[1]
+
+
+def _refuse_forward_over_forward() -> None:
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    jvp = torch._C._functorch.TransformType.Jvp
+    if sum(level.key() == jvp for level in stack) > 1:
+        raise NotImplementedError(
+            "forward-over-forward differentiation of an argmin (jacfwd of jacfwd, jvp of jvp) is not "
+            "supported; use torch.func.hessian, jacfwd(jacrev(...)) or jacrev(jacfwd(...)) instead"
+        )

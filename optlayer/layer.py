@@ -1,0 +1,290 @@
+"""The layer: enter, solve, attach, leave. No mathematics."""
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import cvxpy as cp
+import torch
+from torch import Tensor
+
+from optlayer.batch import Batch, Slot, bind, enter
+from optlayer.declare.admissible import admissible
+from optlayer.declare.callables import UserCallable
+from optlayer.declare.declaration import Declaration
+from optlayer.engines.proof import Proof
+from optlayer.engines.table import engines_for
+from optlayer.errors import DeclarationError, InaccurateError
+from optlayer.forms.smooth import SmoothForm
+from optlayer.implicit import attach
+from optlayer.solution import Flags, Residuals, Solution, Status
+from optlayer.solve import Call, Outcome, Plan, solve
+
+OnFailure = Literal["raise", "nan"] | Callable[[Exception, Solution], None]
+
+
+class OptLayer(torch.nn.Module):
+    r"""The argmin of a convex problem as a torch module, with exact derivatives.
+
+        x*(θ) = argmin_x { f(x, θ) : g(x, θ) <= 0,  h(x, θ) = 0 }
+
+    Args:
+        variables: What is solved for; cvxpy variables of any shape. nonneg, nonpos, pos, neg, bounds,
+            symmetric and diag become constraints.
+        parameters: θ, what the layer is called with, in this order.
+        objective: f, a callable `(*variables, *parameters)`, written in cvxpy atoms or plain arithmetic;
+            one element, convex in the variables.
+        inequalities: Callables g, each elementwise <= 0 and convex.
+        equalities: Callables h, each elementwise = 0 and affine.
+        solver: A solver cvxpy has installed, by name; None takes the best for the problem class and
+            tries others where it fails.
+        method: "auto" or "smooth"; the second also admits norms that stay away from their apex.
+        on_failure: "raise"; or "nan", which keeps the other samples and gives NaN rows with zero gradient;
+            or a callable `(error, solution) -> None`, called after such a solve, that may raise.
+        nonunique: What to do where the minimizer is not unique and the derivative is the minimum-norm
+            one: "warn" (once per layer), "raise", "ignore".
+        tolerance: Relative KKT residual above which an answer is not accepted (dimensionless).
+        solver_options: Handed to the solver by name.
+
+    Raises:
+        DeclarationError: where the problem cannot be honoured as declared.
+
+    Example:
+        >>> import cvxpy as cp, torch
+        >>> z, x = cp.Variable(3), cp.Parameter(3)
+        >>> relu = OptLayer([z], [x], lambda z, x: cp.sum_squares(z - x), [lambda z, x: -z])
+        >>> relu(torch.tensor([-1.0, 0.5, 2.0]))
+        tensor([0.0000, 0.5000, 2.0000])
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[cp.Variable],
+        parameters: Sequence[cp.Parameter],
+        objective: UserCallable,
+        inequalities: Sequence[UserCallable] = (),
+        equalities: Sequence[UserCallable] = (),
+        *,
+        solver: str | None = None,
+        method: Literal["auto", "smooth", "cone"] = "auto",
+        on_failure: OnFailure = "raise",
+        nonunique: Literal["warn", "raise", "ignore"] = "warn",
+        smoothing: float | None = None,
+        tolerance: float = 1e-8,
+        **solver_options: Any,
+    ) -> None:
+        super().__init__()
+        _check_options(method, on_failure, nonunique, smoothing, tolerance)
+        for what, given in (("variables", variables), ("parameters", parameters)):
+            _check_sequence(what, given)
+        for what, given in (("inequalities", inequalities), ("equalities", equalities)):
+            _check_sequence(what, given)
+        self._declaration = Declaration(
+            tuple(variables),
+            tuple(parameters),
+            objective,
+            tuple(inequalities),
+            tuple(equalities),
+            apex=method == "smooth",
+        )
+        self.on_failure, self.nonunique = on_failure, nonunique
+        self._solver, self._solver_options, self._tolerance = solver, solver_options, tolerance
+        self._compile()
+
+    def _compile(self) -> None:
+        """Everything that can be derived from the declaration; a pickle does without it."""
+        form = self._declaration.compile()
+        self._plan = Plan(
+            form=form,
+            engines=engines_for(form.quadratic, form.reference, self._solver, self._solver_options),
+            proof=Proof(form.reference),
+            admissible=tuple(admissible(p) for p in self.inputs),
+            tolerance=self._tolerance,
+            raises=self.on_failure == "raise",
+        )
+        self._slots = tuple(Slot(p.name(), p.shape) for p in self.inputs)
+
+    @property
+    def variables(self) -> tuple[cp.Variable, ...]:
+        """The declared variables."""
+        return self._declaration.variables
+
+    @property
+    def inputs(self) -> tuple[cp.Parameter, ...]:
+        """The declared parameters, in the order of the call; `parameters()` stays torch's."""
+        return self._declaration.parameters
+
+    @torch.compiler.disable
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+        """The minimizer at the parameter values given, by position or by the parameters' names.
+
+        Args:
+            args, kwargs: For each parameter a tensor (*batch, *shape); arrays and numbers pass as data.
+                Leading dimensions broadcast.
+
+        Returns:
+            One tensor (*batch, *shape) for one variable, a tuple for several; dtype and device are
+            those of the tensors handed in. Solved in float64.
+
+        Raises:
+            InputError: for values of wrong count, shape, batch, device or dtype, or not admissible.
+            SolveError: naming the samples without a certified answer.
+        """
+        primal = self._answer(args, kwargs, primal_only=True).primal
+        return primal[0] if len(primal) == 1 else primal
+
+    @torch.compiler.disable
+    def solve(self, *args: Any, **kwargs: Any) -> Solution:
+        """The whole solution: primal and dual values, optimal value, status, residuals, flags.
+
+        Takes and raises what a call of the layer does.
+        """
+        return self._answer(args, kwargs, primal_only=False)
+
+    # ------------------------------------------------------------------------------------- the steps
+
+    def _answer(self, args: Sequence[Any], kwargs: dict[str, Any], primal_only: bool) -> Solution:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            batch = enter(self._slots, bind(self._slots, args, kwargs))
+            call = Call(batch.shape, batch.eps)
+            theta, form = batch.theta, self._plan.form
+            if batch.size == 0:
+                return _leave(form, batch, *_empty(form, theta), theta, primal_only)
+            outcome = solve(self._plan, call, theta)
+            self._judge_uniqueness(outcome)
+            theta = tuple(a.read(t) for a, t in zip(self._plan.admissible, theta, strict=True))
+            if not self._plan.raises:
+                theta = tuple(_keep(outcome.status, t, 0.0) for t in theta)
+            u = attach(form, outcome.u, (*theta, outcome.tau))
+            solution = _leave(form, batch, u, outcome, theta, primal_only and not call.errors)
+        if callable(self.on_failure):
+            for error in call.errors:
+                self.on_failure(error, solution)
+        return solution
+
+    def _judge_uniqueness(self, outcome: Outcome) -> None:
+        if self.nonunique == "ignore" or torch._C._functorch.is_batchedtensor(outcome.flags):
+            return
+        samples = outcome.flags[:, 2].nonzero().flatten().tolist()
+        if not samples:
+            return
+        message = (
+            f"the minimizer is not unique for {len(samples)} of {len(outcome.flags)} samples "
+            f"(first: sample {samples[0]}); the derivative returned there is the minimum-norm one. "
+            'Make the objective strictly convex, or pass nonunique="ignore"'
+        )
+        if self.nonunique == "raise":
+            raise InaccurateError(message, samples, [Status.SOLVED] * len(samples))
+        if not self._plan.warned:
+            self._plan.warned.append(True)
+            warnings.warn(message, stacklevel=4)
+
+    # --------------------------------------------------------------------------------- as a good module
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_plan"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._compile()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OptLayer":
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        shared = ("_declaration", "_plan", "on_failure")  # immutable, or the user's own function
+        twin.__dict__.update(
+            {k: v if k in shared else copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
+        )
+        return twin
+
+    def extra_repr(self) -> str:
+        """The problem, the route, the engines."""
+        form = self._plan.form
+        problem = form.reference.build().problem
+        lines = [
+            f"variables: {_leaves(self.variables)}",
+            f"parameters: {_leaves(self.inputs)}",
+            f"minimize {problem.objective.expr}",
+            *(f"subject to {constraint}" for constraint in problem.constraints),
+            f"route: smooth ({'quadratic' if form.quadratic else 'general'}), "
+            f"engine: {', then '.join(dict.fromkeys(e.name for e in self._plan.engines))}",
+        ]
+        return "\n".join(lines)
+
+
+def _leave(
+    form: SmoothForm,
+    batch: Batch,
+    u: Tensor,
+    outcome: Outcome,
+    theta: tuple[Tensor, ...],
+    primal_only: bool,
+) -> Solution:
+    """From u to what the user asked for, failed rows NaN."""
+    x, lam, nu = (_keep(outcome.status, a, torch.nan) for a in form.recover(u, outcome.tau))
+
+    def parts(rows: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+        pieces = rows[:, : sum(sizes)].split(sizes, 1)
+        return tuple(batch.leave(piece, shape) for piece, shape in zip(pieces, shapes, strict=True))
+
+    value = x[:, 0] if primal_only else _value(form, form.split(u)[0], theta, outcome.status)
+    return Solution(
+        primal=parts(x, form.variable_shapes),
+        inequality_duals=() if primal_only else parts(lam, form.inequality_shapes),
+        equality_duals=() if primal_only else parts(nu, form.equality_shapes),
+        value=batch.leave(value, ()),
+        status=batch.place(outcome.status),
+        iterations=batch.place(outcome.iterations),
+        residuals=Residuals(*(batch.place(r) for r in outcome.residuals.unbind(1))),
+        flags=Flags(*(batch.place(f) for f in outcome.flags.unbind(1))),
+    )
+
+
+def _value(form: SmoothForm, x: Tensor, theta: tuple[Tensor, ...], status: Tensor) -> Tensor:
+    if x.shape[0] == 0:
+        return x.sum(1)
+    return _keep(status, form.value(x, *theta), torch.nan)
+
+
+def _keep(status: Tensor, rows: Tensor, otherwise: float) -> Tensor:
+    """Rows of solved samples; what `where` leaves out, its derivative leaves out too."""
+    solved = (status == Status.SOLVED).reshape(-1, *[1] * (rows.ndim - 1))
+    return torch.where(solved, rows, otherwise)
+
+
+def _empty(form: SmoothForm, theta: tuple[Tensor, ...]) -> tuple[Tensor, Outcome]:
+    """No samples, no solve; still a function of θ, so that backward gives zeros."""
+    u = torch.zeros(0, form.size, dtype=torch.float64)
+    for t in theta:
+        u = u + t.flatten(1).sum(1, keepdim=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    outcome = Outcome(
+        u, u.new_ones(0, form.m), none, none, u.detach().new_zeros(0, 4), none.new_zeros(0, 3).bool()
+    )
+    return u, outcome
+
+
+def _check_sequence(what: str, given: Any) -> None:
+    if not isinstance(given, list | tuple):
+        raise DeclarationError(f"{what} is a {type(given).__name__}, expected a list or tuple")
+
+
+def _check_options(method: Any, on_failure: Any, nonunique: Any, smoothing: Any, tolerance: Any) -> None:
+    if method == "cone":
+        raise DeclarationError('method="cone" is not available in this version; use "auto" or "smooth"')
+    if method not in ("auto", "smooth"):
+        raise DeclarationError(f'method={method!r}, expected "auto" or "smooth"')
+    if on_failure not in ("raise", "nan") and not callable(on_failure):
+        raise DeclarationError(f'on_failure={on_failure!r}, expected "raise", "nan" or a callable')
+    if nonunique not in ("warn", "raise", "ignore"):
+        raise DeclarationError(f'nonunique={nonunique!r}, expected "warn", "raise" or "ignore"')
+    if smoothing is not None:
+        raise DeclarationError("smoothing is not available in this version; leave it None")
+    if not (isinstance(tolerance, int | float) and 0 < tolerance < 1):
+        raise DeclarationError(f"tolerance={tolerance!r}, expected a number between 0 and 1")
+
+
+def _leaves(leaves: Sequence[Any]) -> str:
+    return ", ".join(f"{leaf.name()} {leaf.shape}" for leaf in leaves) or "none"

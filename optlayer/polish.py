@@ -1,0 +1,208 @@
+r"""Polish: semismooth Newton on the normal map, batched, from whatever point an engine returned.
+
+    K (Δx, λ⁺ - λ, Δν) = -(∇f + Gᵀλ + Aᵀν,  Dg,  h)        D = DΠ(v)
+    v⁺ = τλ⁺ where active,  g + GΔx elsewhere
+
+It repairs wrong active sets and turns a solver's 1e-4 into rounding error in a few steps. The residual
+may rise before it falls, so the *best* iterate is kept, never one worse than the engine's.
+
+Where f is defined on an open domain, z > 0 for an entropy, a step is taken in the logarithm of the
+distance to the border, z exp(Δz / z): for log z + c = 0 that is the exact solution from any start.
+Whatever else leaves the domain is halved until it does not.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from optlayer.certify import Scales, scales
+from optlayer.cones import nonnegative
+from optlayer.forms import Local, Point
+from optlayer.forms.smooth import SmoothForm, kkt_matrix
+from optlayer.linsolve import solve
+
+TARGET = 1e-14  # relative residual at which there is nothing left to gain
+PATIENCE = 4  # steps without progress
+MAX_STEPS = 40
+HALVINGS = 30
+KINK = 1e-10  # |v| below KINK times its scale is a tie
+LONGEST = 40.0  # largest exponent of one logarithmic step
+
+
+class Polished(NamedTuple):
+    """The best point, where it was evaluated, and u = (x, v, ν) with kinks snapped to v = 0."""
+
+    point: Point
+    u: Float64[Tensor, "B N"]
+    tau: Float64[Tensor, "B m"]
+    kink: Bool[Tensor, " B"]
+
+
+class _Iterate(NamedTuple):
+    x: Tensor
+    v: Tensor
+    nu: Tensor
+    merit: Float64[Tensor, " B"]  # worst relative row of the normal map; inf where undefined
+
+
+def polish(form: SmoothForm, start: Point, theta: tuple[Tensor, ...]) -> Polished:
+    """Newton from `start` to rounding error; samples that are NaN stay NaN."""
+    local, domain = form.local(*theta), _Domain(form, start.x, theta)
+    start = Point(domain.project(start.x), start.lam, start.nu)
+    at = local(start)
+    scale = scales(at, start)
+    tau = scale.tau
+    now = _Iterate(start.x, tau * start.lam + at.g.clamp_max(0.0), start.nu, start.x[:, 0])
+    now = now._replace(merit=_merit(at, now, tau, scale))
+    best, stalled = now, torch.zeros_like(now.merit)
+    for _ in range(MAX_STEPS):
+        running = (best.merit > TARGET) & (stalled < PATIENCE) & now.merit.isfinite()
+        if not running.any():
+            break
+        now, at, scale = _step(form, local, domain, now, at, scale, tau, running)
+        better = now.merit < best.merit
+        stalled = torch.where(now.merit < 0.5 * best.merit, 0.0, stalled + 1)
+        best = _where(better, now, best)
+    return _settle(local, best, tau)
+
+
+def restlessness(form: SmoothForm, point: Point, theta: tuple[Tensor, ...]) -> Float64[Tensor, " B"]:
+    """How far one more Newton step would move x, relative to x; near 0 at an attained minimum."""
+    at = form.local(*theta)(point)
+    tau = scales(at, point).tau
+    now = _Iterate(point.x, tau * point.lam + at.g.clamp_max(0.0), point.nu, point.x[:, 0])
+    dx, _, _ = _newton(form, now, at, tau)
+    return dx.abs().amax(1) / point.x.abs().amax(1)
+
+
+def _step(
+    form: SmoothForm,
+    local: Callable[[Point], Local],
+    domain: "_Domain",
+    now: _Iterate,
+    at: Local,
+    scale: Scales,
+    tau: Tensor,
+    running: Tensor,
+) -> tuple[_Iterate, Local, Scales]:
+    """One Newton step for the running samples, halved until it stays in the domain."""
+    dx, v, nu = _newton(form, now, at, tau)
+    move = domain.step(now.x, dx)
+    t = torch.where(running, 1.0, 0.0)
+    for _ in range(HALVINGS):
+        full = _where(running, _Iterate(now.x + t[:, None] * move, v, nu, now.merit), now)
+        point = _point(full, tau)
+        new_at = local(point)
+        new_scale = scales(new_at, point)
+        merit = torch.where(domain.holds(full.x), _merit(new_at, full, tau, new_scale), torch.inf)
+        if (merit.isfinite() | ~running).all():
+            break
+        t = torch.where(merit.isfinite(), t, 0.5 * t)
+    return full._replace(merit=torch.where(running, merit, now.merit)), new_at, new_scale
+
+
+def _newton(form: SmoothForm, now: _Iterate, at: Local, tau: Tensor) -> tuple[Tensor, ...]:
+    """Δx, v⁺, ν⁺."""
+    D = nonnegative.active(now.v)
+    lam = nonnegative.project(now.v) / tau
+    rhs = -torch.cat([_stationarity(at, lam, now.nu), torch.where(D, at.g, 0.0), at.h], 1)
+    dx, dlam, dnu = form.split(solve(kkt_matrix(at.hessian, at.G, at.A, D), rhs, form.n).x)
+    ahead = at.g + (at.G @ dx.unsqueeze(-1)).squeeze(-1)
+    return dx, torch.where(D, tau * (lam + dlam), ahead), now.nu + dnu
+
+
+def _merit(at: Local, now: _Iterate, tau: Tensor, scale: Scales) -> Tensor:
+    """The worst row of F(u), relative; where g is curved an inactive v is simply read off g."""
+    lam = nonnegative.project(now.v) / tau
+    normal = at.g - now.v + nonnegative.project(now.v)
+    rows = [
+        (_stationarity(at, lam, now.nu), scale.stationarity),
+        (normal, scale.inequality),
+        (at.h, scale.equality),
+    ]
+    relative = [torch.where(r == 0.0, 0.0, r.abs() / s) for r, s in rows]
+    worst = torch.cat(relative, 1).amax(1)
+    return torch.where(worst.isnan(), torch.inf, worst)
+
+
+def _settle(local: Callable[[Point], Local], best: _Iterate, tau: Tensor) -> Polished:
+    """Read λ, form v anew in the final scale, snap ties to the kink."""
+    point = _point(best, tau)
+    at = local(point)
+    scale = scales(at, point)
+    tau = scale.tau
+    v = torch.where(point.lam > 0, tau * point.lam, at.g.clamp_max(0.0))
+    tie = (v.abs() <= KINK * scale.inequality) & (at.g.abs() <= KINK * scale.inequality)
+    v = torch.where(tie, 0.0, v)
+    point = point._replace(lam=nonnegative.project(v) / tau)
+    return Polished(point, torch.cat([point.x, v, point.nu], 1), tau, tie.any(1))
+
+
+def _point(now: _Iterate, tau: Tensor) -> Point:
+    return Point(now.x, nonnegative.project(now.v) / tau, now.nu)
+
+
+def _stationarity(at: Local, lam: Tensor, nu: Tensor) -> Tensor:
+    Gt_lam = (at.G.mT @ lam.unsqueeze(-1)).squeeze(-1)
+    return at.gradient + Gt_lam + (at.A.mT @ nu.unsqueeze(-1)).squeeze(-1)
+
+
+def _where(choose: Tensor, a: _Iterate, b: _Iterate) -> _Iterate:
+    pick = choose[:, None]
+    vectors = (torch.where(pick, a_, b_) for a_, b_ in zip(a[:3], b[:3], strict=True))
+    return _Iterate(*vectors, torch.where(choose, a.merit, b.merit))
+
+
+class _Domain:
+    """Distances of coordinates to the border of the domain, for one call."""
+
+    def __init__(self, form: SmoothForm, x: Tensor, theta: tuple[Tensor, ...]) -> None:
+        self.form, self.theta, self.spec = form, theta, form.domain
+        if self.spec is None:
+            return
+        slopes = vmap(jacrev(self.spec.borders))(x, *theta)
+        self.row, self.column = torch.tensor(self.spec.row), torch.tensor(self.spec.column)
+        self.slope = slopes[:, self.row, self.column] if self.spec.row else x[:, :0]
+
+    def _borders(self, x: Tensor) -> Float64[Tensor, "B k"]:
+        assert self.spec is not None
+        return vmap(self.spec.borders)(x, *self.theta)
+
+    def holds(self, x: Tensor) -> Bool[Tensor, " B"]:
+        if self.spec is None:
+            return torch.ones_like(x[:, 0], dtype=torch.bool)
+        return (self._borders(x) > 0).all(1)
+
+    def _distances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each coordinate may fall, and rise; inf where nothing stops it."""
+        distance = self._borders(x)[:, self.row] / self.slope.abs()
+        free = torch.full_like(x, torch.inf)
+        column = self.column.expand(x.shape[0], -1)
+        falling = torch.where(self.slope > 0, distance, torch.inf)
+        rising = torch.where(self.slope < 0, distance, torch.inf)
+        return tuple(free.scatter_reduce(1, column, d, "amin") for d in (falling, rising))  # type: ignore[return-value]
+
+    def project(self, x: Tensor) -> Tensor:
+        """Engines return z = -1e-12 where z > 0 is meant: put it just inside."""
+        if self.spec is None or not self.spec.row:
+            return x
+        floor = 1e-12 * x.abs().amax(1, keepdim=True)
+        floor = torch.where(floor > 0, floor, 1e-12)
+        below, above = self._distances(x)
+        x = x + (floor - below).clamp_min(0.0)
+        return x - (floor - above).clamp_min(0.0)
+
+    def step(self, x: Tensor, dx: Tensor) -> Tensor:
+        """Δx, in the logarithm of the distance to the nearer border."""
+        if self.spec is None or not self.spec.row:
+            return dx
+        below, above = self._distances(x)
+        nearer, farther = torch.minimum(below, above), torch.maximum(below, above)
+        towards_up = torch.where(below <= above, 1.0, -1.0)
+        exponent = (towards_up * dx / nearer).clamp(-LONGEST, LONGEST)
+        away = (nearer * torch.expm1(exponent)).minimum(0.9 * farther)
+        return torch.where(nearer.isfinite(), towards_up * away, dx)
