@@ -41,11 +41,11 @@ class Batch:
 
     def leave(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
         """(B, k) float64 -> (*batch, *shape) in the caller's dtype, on the caller's device."""
-        return self.place(value.reshape(*self.shape, *shape).to(self.dtype))
+        return value.reshape((*self.shape, *shape)).to(self.dtype).to(self.device)
 
     def place(self, value: Tensor) -> Tensor:
-        """(B, ...) -> (*batch, ...), dtype kept."""
-        return value.reshape(*self.shape, *value.shape[1:] if value.ndim > 1 else ()).to(self.device)
+        """(B,) of any dtype -> (*batch,)."""
+        return value.reshape(self.shape).to(self.device)
 
 
 def bind(slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
@@ -84,7 +84,7 @@ def enter(slots: Sequence[Slot], values: Sequence[Any]) -> Batch:
     leading = [_leading(slot, t) for slot, t in zip(slots, tensors, strict=True)]
     shape = _broadcast(slots, leading)
     theta = (
-        t.cpu().to(torch.float64).expand(*shape, *slot.shape).reshape(_flat_shape(shape, slot.shape))
+        t.cpu().to(torch.float64).expand((*shape, *slot.shape)).reshape(_flat_shape(shape, slot.shape))
         for slot, t in zip(slots, tensors, strict=True)
     )
     strong = [v.dtype for v in values if isinstance(v, Tensor) and v.dtype in FLOATING]

@@ -1,7 +1,6 @@
 """The layer: enter, solve, attach, leave. No mathematics."""
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from optlayer.declare.callables import UserCallable
 from optlayer.declare.declaration import Declaration
 from optlayer.engines.proof import Proof
 from optlayer.engines.table import engines_for
-from optlayer.errors import DeclarationError, InaccurateError
+from optlayer.errors import DeclarationError
 from optlayer.forms.smooth import SmoothForm
 from optlayer.implicit import attach
 from optlayer.solution import Flags, Residuals, Solution, Status
@@ -102,6 +101,7 @@ class OptLayer(torch.nn.Module):
             admissible=tuple(admissible(p) for p in self.inputs),
             tolerance=self._tolerance,
             raises=self.on_failure == "raise",
+            nonunique=self.nonunique,
         )
         self._slots = tuple(Slot(p.name(), p.shape) for p in self.inputs)
 
@@ -152,7 +152,6 @@ class OptLayer(torch.nn.Module):
             if batch.size == 0:
                 return _leave(form, batch, *_empty(form, theta), theta, primal_only)
             outcome = solve(self._plan, call, theta)
-            self._judge_uniqueness(outcome)
             theta = tuple(a.read(t) for a, t in zip(self._plan.admissible, theta, strict=True))
             if not self._plan.raises:
                 theta = tuple(_keep(outcome.status, t, 0.0) for t in theta)
@@ -162,23 +161,6 @@ class OptLayer(torch.nn.Module):
             for error in call.errors:
                 self.on_failure(error, solution)
         return solution
-
-    def _judge_uniqueness(self, outcome: Outcome) -> None:
-        if self.nonunique == "ignore" or torch._C._functorch.is_batchedtensor(outcome.flags):
-            return
-        samples = outcome.flags[:, 2].nonzero().flatten().tolist()
-        if not samples:
-            return
-        message = (
-            f"the minimizer is not unique for {len(samples)} of {len(outcome.flags)} samples "
-            f"(first: sample {samples[0]}); the derivative returned there is the minimum-norm one. "
-            'Make the objective strictly convex, or pass nonunique="ignore"'
-        )
-        if self.nonunique == "raise":
-            raise InaccurateError(message, samples, [Status.SOLVED] * len(samples))
-        if not self._plan.warned:
-            self._plan.warned.append(True)
-            warnings.warn(message, stacklevel=4)
 
     # --------------------------------------------------------------------------------- as a good module
 

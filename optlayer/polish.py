@@ -30,7 +30,7 @@ PATIENCE = 4  # steps without progress
 MAX_STEPS = 40
 HALVINGS = 30
 KINK = 1e-10  # |v| below KINK times its scale is a tie
-LONGEST = 40.0  # largest exponent of one logarithmic step
+DEEPEST, HIGHEST = -300.0, 50.0  # exponents of one logarithmic step
 
 
 class Polished(NamedTuple):
@@ -91,10 +91,9 @@ def _step(
 ) -> tuple[_Iterate, Local, Scales]:
     """One Newton step for the running samples, halved until it stays in the domain."""
     dx, v, nu = _newton(form, now, at, tau)
-    move = domain.step(now.x, dx)
     t = torch.where(running, 1.0, 0.0)
     for _ in range(HALVINGS):
-        full = _where(running, _Iterate(now.x + t[:, None] * move, v, nu, now.merit), now)
+        full = _where(running, _Iterate(domain.move(now.x, t[:, None] * dx), v, nu, now.merit), now)
         point = _point(full, tau)
         new_at = local(point)
         new_scale = scales(new_at, point)
@@ -196,13 +195,17 @@ class _Domain:
         x = x + (floor - below).clamp_min(0.0)
         return x - (floor - above).clamp_min(0.0)
 
-    def step(self, x: Tensor, dx: Tensor) -> Tensor:
-        """Δx, in the logarithm of the distance to the nearer border."""
+    def move(self, x: Tensor, dx: Tensor) -> Tensor:
+        """x + Δx, stepping in the logarithm of the distance to the nearer border.
+
+        The distance is multiplied, not added to: it may shrink from 1e-9 to 1e-80 in two steps.
+        """
         if self.spec is None or not self.spec.row:
-            return dx
+            return x + dx
         below, above = self._distances(x)
         nearer, farther = torch.minimum(below, above), torch.maximum(below, above)
-        towards_up = torch.where(below <= above, 1.0, -1.0)
-        exponent = (towards_up * dx / nearer).clamp(-LONGEST, LONGEST)
-        away = (nearer * torch.expm1(exponent)).minimum(0.9 * farther)
-        return torch.where(nearer.isfinite(), towards_up * away, dx)
+        inward = torch.where(below <= above, 1.0, -1.0)  # the direction away from the nearer border
+        exponent = (inward * dx / nearer).clamp(DEEPEST, HIGHEST)
+        distance = torch.minimum(nearer * exponent.exp(), nearer + 0.9 * farther)
+        moved = (x - inward * nearer) + inward * distance
+        return torch.where(nearer.isfinite(), moved, x + dx)

@@ -7,6 +7,7 @@ All of it happens outside autograd, in `_Solve`, whose derivative is zero: what 
 `implicit.attach`, on the root that comes out here.
 """
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.cvxpy import Cvxpy
 from optlayer.engines.proof import Proof
 from optlayer.engines.table import Engine
+from optlayer.errors import InaccurateError
 from optlayer.forms import Point
 from optlayer.forms.smooth import SmoothForm, kkt_matrix
 from optlayer.linsolve import solve as solve_linear
@@ -54,6 +56,7 @@ class Plan:
     admissible: tuple[Admissible, ...]
     tolerance: float
     raises: bool  # on_failure="raise": stop at the first batch with a failed sample
+    nonunique: str = "warn"
     warned: list[bool] = field(default_factory=list)  # whether the one warning was given
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Plan":
@@ -237,7 +240,24 @@ def _outcome(
     singular, free = _uniqueness(plan.form, state, theta)
     solved = status == Status.SOLVED
     flags = torch.stack([state.kink, singular & ~free, free], 1) & solved[:, None]
+    _judge_uniqueness(plan, flags[:, 2])
     return Outcome(state.u, state.tau, status, state.iterations, state.residuals, flags)
+
+
+def _judge_uniqueness(plan: Plan, nonunique: Bool[Tensor, " B"]) -> None:
+    samples = nonunique.nonzero().flatten().tolist()
+    if not samples or plan.nonunique == "ignore":
+        return
+    message = (
+        f"the minimizer is not unique for {len(samples)} of {len(nonunique)} samples (first: sample "
+        f"{samples[0]}); its derivative there is the minimum-norm one. Make the objective strictly "
+        'convex, or pass nonunique="ignore"'
+    )
+    if plan.nonunique == "raise":
+        raise InaccurateError(message, samples, [Status.SOLVED] * len(samples))
+    if not plan.warned:
+        plan.warned.append(True)
+        warnings.warn(message, stacklevel=2)
 
 
 def _uniqueness(form: SmoothForm, state: _State, theta: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

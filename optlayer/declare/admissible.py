@@ -12,6 +12,8 @@ from torch import Tensor
 
 from optlayer.errors import DeclarationError
 
+SYMMETRY = 1e-4  # relative asymmetry taken for rounding, or for a finite difference, and averaged out
+
 Test = Callable[[Tensor, float], Tensor]  # (B, *shape), relative precision -> violation per sample
 
 
@@ -34,7 +36,7 @@ class Admissible:
 
     def offences(self, value: Tensor, precision: float) -> list[tuple[str, Bool[Tensor, " B"]]]:
         """Each attribute with the samples that fail it."""
-        scale = value.abs().flatten(1).amax(1) if value[0].numel() else value.new_zeros(value.shape[0])
+        scale = _largest(value.abs())
         return [(what, test(value, precision) > precision * scale) for what, test in self.tests]
 
 
@@ -72,12 +74,14 @@ def _least_eigenvalue(value: Tensor) -> Tensor:
 def _definite(value: Tensor, precision: float) -> Tensor:
     """-λ_min beyond what rounding in an n x n product explains."""
     n = value.shape[-1]
-    excess = -_least_eigenvalue(value) - n * precision * value.abs().flatten(1).amax(1)
+    excess = -_least_eigenvalue(value) - n * precision * _largest(value.abs())
     return torch.maximum(excess, _asymmetry(value))
 
 
 def _asymmetry(value: Tensor) -> Tensor:
-    return _largest((value - value.mT).abs()) / 4
+    """inf beyond SYMMETRY: a matrix that was not meant to be symmetric."""
+    asymmetric = _largest((value - value.mT).abs()) > SYMMETRY * _largest(value.abs())
+    return torch.where(asymmetric, torch.inf, 0.0)
 
 
 def _off_diagonal(value: Tensor) -> Tensor:

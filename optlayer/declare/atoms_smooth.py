@@ -6,6 +6,7 @@ inv_pos, sqrt, square, inv_prod are powers to cvxpy, harmonic_mean a p-norm with
 sum_squares, var a quad_over_lin.
 """
 
+import math
 from functools import partial
 
 import cvxpy as cp
@@ -47,7 +48,7 @@ def power(atom: Atom) -> Operation:
     if isinstance(atom.p, cp.Parameter):
         return curved(torch.pow, borders={0: same}, hidden=(atom.p,))
     exponent = float(atom.p.value)
-    unbounded = exponent == 0 or (exponent >= 1 and np.log2(exponent).is_integer())
+    unbounded = exponent == 0 or (exponent >= 1 and math.frexp(exponent)[0] == 0.5)
     return Operation(
         partial(torch.pow, exponent=exponent),
         partial(terms.raised, exponent),

@@ -20,6 +20,7 @@ CLAIMS = {
     cp.UNBOUNDED: Status.UNBOUNDED,
     cp.UNBOUNDED_INACCURATE: Status.UNBOUNDED,
 }  # anything else: FAILED
+PRESENT = (cp.OPTIMAL, cp.OPTIMAL_INACCURATE, cp.USER_LIMIT)  # statuses that come with a point
 SMALL = 10_000  # parameter entries above which cvxpy's parametrized form costs more than it saves
 
 
@@ -69,7 +70,7 @@ class Cvxpy:
         claim = CLAIMS.get(solution.status, Status.FAILED)
         words = f"{self.name}: {solution.status}"
         iterations = int(solution.attr.get("num_iters") or 0)
-        if not solution.primal_vars or claim not in (Status.SOLVED, Status.INACCURATE):
+        if not solution.primal_vars or solution.status not in PRESENT:
             return *nowhere, claim, words, iterations
         x = [np.ravel(solution.primal_vars[v.id]) for v in reference.variables]
         y = [_dual(c, solution.dual_vars.get(c.id)) for c in constraints]
@@ -81,7 +82,8 @@ class Cvxpy:
         options = {k: v for k, v in self._options.items() if k != "verbose"}
         verbose = bool(self._options.get("verbose", False))
         raw = chain.solve_via_data(problem, data, False, verbose, options)
-        return chain.invert(raw, inverse)
+        answer = chain.solver.invert(raw, inverse[-1])
+        return chain.invert(raw, inverse) if answer.status in PRESENT else answer
 
 
 def assign(reference: ReferenceProblem, theta: tuple[Array, ...]) -> None:

@@ -51,7 +51,7 @@ class Proof:
     def least_violation(self, theta: tuple[Array, ...]) -> Elastic | None:
         """The elastic solution, or None where no solver finds it."""
         work = self._workspace.get()
-        if _solve(work.elastic, work.reference, theta) is None:
+        if _solve(work.elastic, work.reference, theta, (cp.OPTIMAL,)) is None:
             return None
         x = np.concatenate([np.ravel(v.value) for v in work.reference.variables])
         amounts = [float(v.value) for v in work.violations]
@@ -63,7 +63,7 @@ class Proof:
         size = max([1.0, *(float(np.abs(t).max()) for t in theta if t.size)])
         for radius in RADII:
             work.radius.value = radius * size
-            value = _solve(work.boxed, work.reference, theta)
+            value = _solve(work.boxed, work.reference, theta, (cp.OPTIMAL, cp.OPTIMAL_INACCURATE))
             if value is None:
                 return False
             values.append(value)
@@ -89,8 +89,13 @@ def _domain(reference: ReferenceProblem) -> list[Any]:
     return domain + [d for c in constraints for d in c.expr.domain]
 
 
-def _solve(problem: cp.Problem, reference: ReferenceProblem, theta: tuple[Array, ...]) -> float | None:
-    """The optimal value by the first solver that is sure of it; the variables hold the solution."""
+def _solve(
+    problem: cp.Problem,
+    reference: ReferenceProblem,
+    theta: tuple[Array, ...],
+    accepted: tuple[str, ...],
+) -> float | None:
+    """The optimal value by the first solver with an accepted status; the variables hold x."""
     assign(reference, theta)
     for solver in SOLVERS:
         try:
@@ -98,7 +103,7 @@ def _solve(problem: cp.Problem, reference: ReferenceProblem, theta: tuple[Array,
             solution = chain.invert(chain.solve_via_data(problem, data), inverse)
         except Exception:
             continue
-        if solution.status == cp.OPTIMAL:
+        if solution.status in accepted:
             problem.unpack(solution)
             return float(problem.value)
     return None
