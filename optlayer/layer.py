@@ -14,11 +14,13 @@ from optlayer.declare.callables import UserCallable
 from optlayer.declare.declaration import Declaration
 from optlayer.engines.proof import Proof
 from optlayer.engines.table import engines_for
-from optlayer.errors import DeclarationError
+from optlayer.errors import DeclarationError, InputError
+from optlayer.forms import Point
 from optlayer.forms.smooth import SmoothForm
 from optlayer.implicit import attach
+from optlayer.plan import Call, Outcome, Plan
 from optlayer.solution import Flags, Residuals, Solution, Status
-from optlayer.solve import Call, Outcome, Plan, solve
+from optlayer.solve import solve
 
 OnFailure = Literal["raise", "nan"] | Callable[[Exception, Solution], None]
 
@@ -135,20 +137,31 @@ class OptLayer(torch.nn.Module):
         return primal[0] if len(primal) == 1 else primal
 
     @torch.compiler.disable
-    def solve(self, *args: Any, **kwargs: Any) -> Solution:
+    def solve(self, *args: Any, warm_start: Solution | None = None, **kwargs: Any) -> Solution:
         """The whole solution: primal and dual values, optimal value, status, residuals, flags.
 
         Takes and raises what a call of the layer does.
+
+        Args:
+            args, kwargs: The parameter values, as in a call.
+            warm_start: A previous solution of the same batch shape. Newton starts from it; samples that
+                it does not lead to a certified answer go to the engine as usual.
         """
-        return self._answer(args, kwargs, primal_only=False)
+        return self._answer(args, kwargs, primal_only=False, warm_start=warm_start)
 
     # ------------------------------------------------------------------------------------- the steps
 
-    def _answer(self, args: Sequence[Any], kwargs: dict[str, Any], primal_only: bool) -> Solution:
+    def _answer(
+        self,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        primal_only: bool,
+        warm_start: Solution | None = None,
+    ) -> Solution:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             batch = enter(self._slots, bind(self._slots, args, kwargs))
-            call = Call(batch.shape, batch.eps)
             theta, form = batch.theta, self._plan.form
+            call = Call(batch.shape, batch.eps, _start(form, batch, warm_start))
             if batch.size == 0:
                 return _leave(form, batch, *_empty(form, theta), theta, primal_only)
             outcome = solve(self._plan, call, theta)
@@ -221,7 +234,22 @@ def _leave(
         iterations=batch.place(outcome.iterations),
         residuals=Residuals(*(batch.place(r) for r in outcome.residuals.unbind(1))),
         flags=Flags(*(batch.place(f) for f in outcome.flags.unbind(1))),
+        root=None if primal_only else torch.cat(form.recover(outcome.u, outcome.tau), 1),
     )
+
+
+def _start(form: SmoothForm, batch: Batch, previous: Solution | None) -> Point | None:
+    """A previous solution's root, if it is one of this problem and this batch."""
+    if previous is None:
+        return None
+    root = previous.root
+    if root is None or root.shape != (batch.size, form.size):
+        came = None if root is None else tuple(root.shape)
+        raise InputError(
+            f"warm_start holds a root of shape {came}, expected {(batch.size, form.size)}: "
+            "pass a solution of this layer with the same batch shape"
+        )
+    return Point(*form.split(root))
 
 
 def _value(form: SmoothForm, x: Tensor, theta: tuple[Tensor, ...], status: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ distance to the border, z exp(Δz / z): for log z + c = 0 that is the exact solu
 Whatever else leaves the domain is halved until it does not.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from torch.func import jacrev, vmap
 from optlayer.certify import Scales, scales
 from optlayer.cones import nonnegative
 from optlayer.forms import Local, Point
-from optlayer.forms.smooth import SmoothForm, kkt_matrix
+from optlayer.forms.smooth import Instance, SmoothForm, kkt_matrix
 from optlayer.linsolve import solve
 
 TARGET = 1e-14  # relative residual at which there is nothing left to gain
@@ -49,11 +48,11 @@ class _Iterate(NamedTuple):
     merit: Float64[Tensor, " B"]  # worst relative row of the normal map; inf where undefined
 
 
-def polish(form: SmoothForm, start: Point, theta: tuple[Tensor, ...]) -> Polished:
+def polish(problem: Instance, start: Point) -> Polished:
     """Newton from `start` to rounding error; samples that are NaN stay NaN."""
-    local, domain = form.local(*theta), _Domain(form, start.x, theta)
+    domain = _Domain(problem, start.x)
     start = Point(domain.project(start.x), start.lam, start.nu)
-    at = local(start)
+    at = problem.at(start)
     scale = scales(at, start)
     tau = scale.tau
     now = _Iterate(start.x, tau * start.lam + at.g.clamp_max(0.0), start.nu, start.x[:, 0])
@@ -63,25 +62,24 @@ def polish(form: SmoothForm, start: Point, theta: tuple[Tensor, ...]) -> Polishe
         running = (best.merit > TARGET) & (stalled < PATIENCE) & now.merit.isfinite()
         if not running.any():
             break
-        now, at, scale = _step(form, local, domain, now, at, scale, tau, running)
+        now, at, scale = _step(problem, domain, now, at, scale, tau, running)
         better = now.merit < best.merit
         stalled = torch.where(now.merit < 0.5 * best.merit, 0.0, stalled + 1)
         best = _where(better, now, best)
-    return _settle(local, best, tau)
+    return _settle(problem, best, tau)
 
 
-def restlessness(form: SmoothForm, point: Point, theta: tuple[Tensor, ...]) -> Float64[Tensor, " B"]:
+def restlessness(problem: Instance, point: Point) -> Float64[Tensor, " B"]:
     """How far one more Newton step would move x, relative to x; near 0 at an attained minimum."""
-    at = form.local(*theta)(point)
+    at = problem.at(point)
     tau = scales(at, point).tau
     now = _Iterate(point.x, tau * point.lam + at.g.clamp_max(0.0), point.nu, point.x[:, 0])
-    dx, _, _ = _newton(form, now, at, tau)
+    dx, _, _ = _newton(problem.form, now, at, tau)
     return dx.abs().amax(1) / point.x.abs().amax(1)
 
 
 def _step(
-    form: SmoothForm,
-    local: Callable[[Point], Local],
+    problem: Instance,
     domain: "_Domain",
     now: _Iterate,
     at: Local,
@@ -90,12 +88,12 @@ def _step(
     running: Tensor,
 ) -> tuple[_Iterate, Local, Scales]:
     """One Newton step for the running samples, halved until it stays in the domain."""
-    dx, v, nu = _newton(form, now, at, tau)
+    dx, v, nu = _newton(problem.form, now, at, tau)
     t = torch.where(running, 1.0, 0.0)
     for _ in range(HALVINGS):
         full = _where(running, _Iterate(domain.move(now.x, t[:, None] * dx), v, nu, now.merit), now)
         point = _point(full, tau)
-        new_at = local(point)
+        new_at = problem.at(point)
         new_scale = scales(new_at, point)
         merit = torch.where(domain.holds(full.x), _merit(new_at, full, tau, new_scale), torch.inf)
         if (merit.isfinite() | ~running).all():
@@ -128,10 +126,10 @@ def _merit(at: Local, now: _Iterate, tau: Tensor, scale: Scales) -> Tensor:
     return torch.where(worst.isnan(), torch.inf, worst)
 
 
-def _settle(local: Callable[[Point], Local], best: _Iterate, tau: Tensor) -> Polished:
+def _settle(problem: Instance, best: _Iterate, tau: Tensor) -> Polished:
     """Read λ, form v anew in the final scale, snap ties to the kink."""
     point = _point(best, tau)
-    at = local(point)
+    at = problem.at(point)
     scale = scales(at, point)
     tau = scale.tau
     v = torch.where(point.lam > 0, tau * point.lam, at.g.clamp_max(0.0))
@@ -159,11 +157,11 @@ def _where(choose: Tensor, a: _Iterate, b: _Iterate) -> _Iterate:
 class _Domain:
     """Distances of coordinates to the border of the domain, for one call."""
 
-    def __init__(self, form: SmoothForm, x: Tensor, theta: tuple[Tensor, ...]) -> None:
-        self.form, self.theta, self.spec = form, theta, form.domain
+    def __init__(self, problem: Instance, x: Tensor) -> None:
+        self.theta, self.spec = problem.theta, problem.form.domain
         if self.spec is None:
             return
-        slopes = vmap(jacrev(self.spec.borders))(x, *theta)
+        slopes = vmap(jacrev(self.spec.borders))(x, *self.theta)
         self.row, self.column = torch.tensor(self.spec.row), torch.tensor(self.spec.column)
         self.slope = slopes[:, self.row, self.column] if self.spec.row else x[:, :0]
 

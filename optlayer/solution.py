@@ -1,6 +1,6 @@
 """What a solve returns, and the sentences that say how it went."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
@@ -75,3 +75,4 @@ class Solution:
     iterations: Int64[Tensor, "*batch"]
     residuals: Residuals
     flags: Flags
+    root: Float64[Tensor, "B N"] | None = field(default=None, repr=False)  # (x, λ, ν), for warm_start

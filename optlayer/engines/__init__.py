@@ -31,6 +31,31 @@ class ConeProgram(NamedTuple):
     A_pattern: Array  # (m, n) bool
 
 
+    def rescaled(self) -> tuple["ConeProgram", Array, Array]:
+        """The same programme in units of its own data, with the unit of x (B, 1) and of y (B, m).
+
+        With x = ℓx̃, rows divided by their largest entry and the objective by the size of its terms,
+        the solver's absolute tolerances mean the same at every scale of the data. Not for every
+        programme, though: a bound of 1e8 that stands for "none" would set the unit.
+        """
+        row = _positive(np.abs(self.A).max(2, initial=0.0))
+        q, P = np.abs(self.q).max(1, keepdims=True), np.abs(self.P).max((1, 2))[:, None]
+        length = np.abs(self.b / row).max(1, keepdims=True, initial=0.0)
+        length = np.where(length > 0, length, _positive(q / _positive(P)))
+        size = _positive(np.maximum(q * length, P * length**2))
+        program = self._replace(
+            P=self.P * (length**2 / size)[:, :, None],
+            q=self.q * length / size,
+            A=self.A / row[:, :, None],
+            b=self.b / row / length,
+        )
+        return program, length, size / (row * length)
+
+
+def _positive(a: Array) -> Array:
+    return np.where(a > 0, a, 1.0)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What an engine says of each sample; rows without a point are NaN.

@@ -1,5 +1,6 @@
 """Clarabel on matrices: an interior point method for cone programmes (arXiv:2405.12762)."""
 
+from dataclasses import replace
 from typing import Any
 
 import clarabel
@@ -28,7 +29,8 @@ class Clarabel:
 
     name = "CLARABEL"
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], rescale: bool = False) -> None:
+        self._rescale = rescale
         self._options = {"verbose": False, "max_threads": 1, **options}
         self._settings()  # fail at construction, not at the first call
 
@@ -46,6 +48,13 @@ class Clarabel:
 
     def solve_matrices(self, program: ConeProgram) -> Answer:
         """Every sample in turn; see `MatrixEngine`."""
+        if not self._rescale:
+            return self._solve(program)
+        scaled, unit_x, unit_y = program.rescaled()
+        answer = self._solve(scaled)
+        return replace(answer, x=answer.x * unit_x, y=answer.y * unit_y)
+
+    def _solve(self, program: ConeProgram) -> Answer:
         P, A = _Csc(np.triu(program.P_pattern)), _Csc(program.A_pattern)
         cones = [clarabel.ZeroConeT(program.K.zero), clarabel.NonnegativeConeT(program.K.nonnegative)]
         P_data, A_data, settings = P.data(program.P), A.data(program.A), self._settings()

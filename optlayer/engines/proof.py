@@ -21,6 +21,7 @@ from optlayer.forms import Reference, ReferenceProblem
 
 SOLVERS = ("CLARABEL", "SCS")
 RADII = (1e2, 1e4, 1e6)
+VISIBLE = 1e-3  # a smaller relative fall is the solver's noise
 LEVELLED = 0.5  # the last fall is less than this part of the one before: it levels off
 
 
@@ -68,7 +69,7 @@ class Proof:
                 return False
             values.append(value)
         first, last = values[0] - values[1], values[1] - values[2]
-        return last > LEVELLED * first > 0.0
+        return last > LEVELLED * first > 0.0 and last > VISIBLE * max(map(abs, values))
 
 
 def _workspace(build: Callable[[], ReferenceProblem]) -> _Workspace:

@@ -17,8 +17,8 @@ def engines_for(
 ) -> tuple[Engine, ...]:
     """The engines of a layer, best first.
 
-    A quadratic programme goes to Clarabel as matrices, anything else through cvxpy; a failed sample
-    is solved again by the next. A solver that was asked for by name is the only one.
+    A quadratic programme goes to Clarabel as matrices, then in units of its own data; anything else
+    through cvxpy; a failed sample is solved again by the next. A solver that was asked for by name is the only one.
 
     Raises:
         DeclarationError: for a solver that is not installed, or an option that it does not have.
@@ -30,5 +30,5 @@ def engines_for(
     first = Clarabel(options) if quadratic and name == "CLARABEL" else Cvxpy(reference, name, options)
     if solver is not None:
         return (first,)
-    retries = FALLBACKS if quadratic else FALLBACKS[1:]
-    return (first, *(Cvxpy(reference, fallback, {}) for fallback in retries))
+    second_opinion = Cvxpy(reference, FALLBACKS[1], {})
+    return (first, Clarabel(options, rescale=True), second_opinion) if quadratic else (first, second_opinion)

@@ -4,7 +4,7 @@ A form is compiled once from a declaration, immutable, and shared by threads and
 
     residual(u, *data)          F(u, d), the normal map of the KKT conditions (see `smooth`)
     solve, solve_transposed     J⁻¹ and J⁻ᵀ with J = ∂F/∂u, what `implicit.attach` needs
-    local(*theta)               f, g, h to second order, what polish and certificate need
+    local(x, λ, ν, *theta)      f, g, h to second order, what polish and certificate need
     recover(u, tau)             primal values and multipliers
 
 and knows neither cvxpy nor any solver: what it holds of a `Reference` it never looks into.

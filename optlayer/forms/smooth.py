@@ -19,6 +19,7 @@ a step of the primal-dual active-set method. `docs/derivation.md` has the algebr
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -117,60 +118,33 @@ class SmoothForm:
     def _blocks(self, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """H, G, A and the diagonal of D at u."""
         *theta, tau = data
-        x, v, nu = self.split(u)
-        lam = nonnegative.project(v) / tau
-        D = nonnegative.active(v)
-        if self.quadratic:
-            zero = torch.zeros_like(x)
-            return self._P(zero, *theta), self._G(zero, *theta), self._A(zero, *theta), D
-        H = vmap(jacrev(grad(self._lagrangian)))(x, lam, nu, *theta)
-        return H, self._G(x, *theta), self._A(x, *theta), D
+        x, lam, nu = self.recover(u, tau)
+        H, G, A = vmap(self._second_order)(x, lam, nu, *theta)
+        return H, G, A, nonnegative.active(self.split(u)[1])
 
-    # ------------------------------------------------------------ f, g, h to second order, batched
+    # ------------------------------------------------------------------------ one sample of f, g, h
 
-    def local(self, *theta: Tensor) -> Callable[[Point], Local]:
-        """The problem at θ, as a function of the point; a quadratic one is evaluated only once."""
-        if not self.quadratic:
-            return lambda point: vmap(self._local)(*point, *theta)
-        P, q, G, g0, A, h0 = self.matrices(*theta)
-        return lambda at: Local(_apply(P, at.x) + q, P, _apply(G, at.x) + g0, G, _apply(A, at.x) + h0, A)
+    def local(self, x: Tensor, lam: Tensor, nu: Tensor, *theta: Tensor) -> Local:
+        """f, g, h to second order at a point; one sample."""
+        H, G, A = self._second_order(x, lam, nu, *theta)
+        return Local(grad(self._f)(x, *theta), H, self._g(x, *theta), G, self._h(x, *theta), A)
 
-    def _local(self, x: Tensor, lam: Tensor, nu: Tensor, *theta: Tensor) -> Local:
-        return Local(
-            gradient=grad(self._f)(x, *theta),
-            hessian=jacrev(grad(self._lagrangian))(x, lam, nu, *theta),
-            g=self._g(x, *theta),
-            G=_jacobian(self._g, self.m)(x, *theta),
-            h=self._h(x, *theta),
-            A=_jacobian(self._h, self.p)(x, *theta),
+    def _second_order(
+        self, x: Tensor, lam: Tensor, nu: Tensor, *theta: Tensor
+    ) -> tuple[Float64[Tensor, "n n"], Float64[Tensor, "m n"], Float64[Tensor, "p n"]]:
+        """H, G, A, those that are constant as they were compiled."""
+        P, G, A = self.constants.P, self.constants.G, self.constants.A
+        if P is None and self.quadratic:
+            P = jacrev(grad(self._f))(x, *theta)  # g and h are affine: the multipliers do not matter
+        return (
+            jacrev(grad(self._lagrangian))(x, lam, nu, *theta) if P is None else P,
+            _jacobian(self._g, self.m)(x, *theta) if G is None else G,
+            _jacobian(self._h, self.p)(x, *theta) if A is None else A,
         )
 
-    def matrices(self, *theta: Tensor) -> tuple[Tensor, ...]:
-        """P, q, G, g₀, A, h₀ of min ½xᵀPx + qᵀx s.t. Gx + g₀ <= 0, Ax + h₀ = 0; quadratics only."""
-        zero = theta[0].new_zeros(theta[0].shape[0], self.n) if theta else torch.zeros(1, self.n).double()
-        q, g0, h0 = vmap(lambda x, *t: (grad(self._f)(x, *t), self._g(x, *t), self._h(x, *t)))(zero, *theta)
-        return self._P(zero, *theta), q, self._G(zero, *theta), g0, self._A(zero, *theta), h0
-
     def value(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> Float64[Tensor, " B"]:
-        """f(x, θ)."""
+        """f(x, θ), batched."""
         return vmap(self._f)(x, *theta)
-
-    def _P(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, "B n n"]:
-        if self.constants.P is not None:
-            return self.constants.P.expand(x.shape[0], -1, -1)
-        return vmap(jacrev(grad(self._f)))(x, *theta)
-
-    def _G(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, "B m n"]:
-        if self.constants.G is not None:
-            return self.constants.G.expand(x.shape[0], -1, -1)
-        return vmap(_jacobian(self._g, self.m))(x, *theta)
-
-    def _A(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, "B p n"]:
-        if self.constants.A is not None:
-            return self.constants.A.expand(x.shape[0], -1, -1)
-        return vmap(_jacobian(self._h, self.p))(x, *theta)
-
-    # ----------------------------------------------------------------------- one sample of f, g, h
 
     def _f(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, ""]:
         return self.objective(x, *theta).reshape(())
@@ -196,6 +170,28 @@ class SmoothForm:
         """u -> x, λ, ν."""
         x, v, nu = self.split(u)
         return Point(x, nonnegative.project(v) / tau, nu)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A form at given parameter values, for a batch of samples: what engines and Newton look at."""
+
+    form: SmoothForm
+    theta: tuple[Float64[Tensor, "B ..."], ...]
+    size: int  # B, which no parameter tells where there is none
+
+    @cached_property
+    def origin(self) -> Local:
+        """At x = 0: P, q, G, g₀, A, h₀, all there is to know of a quadratic programme."""
+        zeros = (torch.zeros(self.size, k, dtype=torch.float64) for k in (self.form.n, self.form.m, self.form.p))
+        return vmap(self.form.local)(*zeros, *self.theta)
+
+    def at(self, point: Point) -> Local:
+        """f, g, h to second order at a point."""
+        if not self.form.quadratic:
+            return vmap(self.form.local)(*point, *self.theta)
+        q, P, g0, G, h0, A = self.origin
+        return Local(_apply(P, point.x) + q, P, _apply(G, point.x) + g0, G, _apply(A, point.x) + h0, A)
 
 
 def kkt_matrix(

@@ -1,0 +1,55 @@
+"""What is settled before the first call, and what a call adds to it."""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from optlayer.declare.admissible import Admissible
+from optlayer.engines.proof import Proof
+from optlayer.engines.table import Engine
+from optlayer.forms import Point
+from optlayer.forms.smooth import SmoothForm
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A compiled layer; immutable, shared by threads and copies."""
+
+    form: SmoothForm
+    engines: tuple[Engine, ...]
+    proof: Proof
+    admissible: tuple[Admissible, ...]
+    tolerance: float
+    raises: bool  # on_failure="raise": stop at the first batch with a failed sample
+    nonunique: Literal["warn", "raise", "ignore"]
+    warned: list[bool] = field(default_factory=list)  # whether the one warning was given
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Plan":
+        return self
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: the batch's shape, the inputs' precision, a warm start, a place for its errors."""
+
+    batch: tuple[int, ...]
+    eps: tuple[float, ...]  # of each parameter's own dtype
+    start: Point | None = None
+    errors: list[Exception] = field(default_factory=list)
+
+    def batched(self, size: int) -> "Call":
+        """The same call under vmap, with one more leading dimension."""
+        return Call((size, *self.batch), self.eps, None, self.errors)
+
+
+class Outcome(NamedTuple):
+    """Certified roots, one row per sample; rows that are not SOLVED hold zeros in u."""
+
+    u: Float64[Tensor, "B N"]
+    tau: Float64[Tensor, "B m"]
+    status: Int64[Tensor, " B"]
+    iterations: Int64[Tensor, " B"]
+    residuals: Float64[Tensor, "B 4"]  # in the order of `Residuals`
+    flags: Bool[Tensor, "B 3"]  # in the order of `Flags`
