@@ -1,5 +1,6 @@
 """Why a sample has no answer: examined before the solve, proven after it."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,10 @@ from optlayer.solution import Residuals, Status
 
 BORDERLINE = 10.0  # a constraint must be violated by this many tolerances to count as unsatisfiable
 PRECISION = 10.0  # units in the last place forgiven when a value is checked against an attribute
+FEASIBLE = 1e-6  # relative violation forgiven in a point that shows the objective to be unbounded
+OUTWARD = 10.0  # how much farther out each of those points must lie than the one before
+VISIBLE = 1e-3  # a smaller relative fall is noise
+LEVELLED = 0.5  # the last fall is less than this part of the one before: it levels off
 RESTLESS = 1e-3  # a relative Newton step that says "not a minimum"
 
 
@@ -42,10 +47,7 @@ def _infeasible(plan: Plan, sample: Instance, words: str) -> Failure | None:
     elastic = plan.proof.least_violation(tuple(t[0].numpy() for t in sample.theta))
     if elastic is None or not elastic.violations:
         return None
-    x = torch.from_numpy(elastic.x)[None]
-    point = Point(x, x.new_zeros(1, sample.form.m), x.new_zeros(1, sample.form.p))
-    at = sample.at(point)
-    relative = certify.residuals(at, point, certify.scales(at, point)).primal.item()
+    relative = _violation(sample, elastic.x)
     if not relative > BORDERLINE * plan.tolerance:
         return None
     worst = max(elastic.violations, key=lambda name: elastic.violations[name])
@@ -54,9 +56,30 @@ def _infeasible(plan: Plan, sample: Instance, words: str) -> Failure | None:
 
 
 def _unbounded(plan: Plan, sample: Instance, words: str) -> Failure | None:
-    if not plan.proof.falls_without_limit(tuple(t[0].numpy() for t in sample.theta)):
+    """Three feasible points, each farther out, between which f keeps falling."""
+    found = plan.proof.boxed_minimizers(tuple(t[0].numpy() for t in sample.theta))
+    if len(found) < 3 or any(_violation(sample, x) > FEASIBLE for x in found):
+        return None
+    near, far, farthest = (np.abs(x).max() for x in found)
+    if not (far > OUTWARD * near and farthest > OUTWARD * far):
+        return None
+    values = [_value(sample, x) for x in found]
+    first, last = values[0] - values[1], values[1] - values[2]
+    if not (last > LEVELLED * first > 0.0 and last > VISIBLE * max(map(abs, values))):
         return None
     return Failure(Status.UNBOUNDED, f"{words}; the objective keeps falling as the variables grow")
+
+
+def _violation(sample: Instance, x: np.ndarray) -> float:
+    """The worst relative violation of a constraint at a primal point."""
+    primal = torch.from_numpy(x)[None]
+    point = Point(primal, primal.new_zeros(1, sample.form.m), primal.new_zeros(1, sample.form.p))
+    at = sample.at(point)
+    return certify.residuals(at, point, certify.scales(at, point)).primal.item()
+
+
+def _value(sample: Instance, x: np.ndarray) -> float:
+    return sample.form.value(torch.from_numpy(x)[None], *sample.theta).item()
 
 
 def unexplained(plan: Plan, sample: Instance, point: Point, rows: Tensor, words: str) -> Failure:
