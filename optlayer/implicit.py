@@ -38,9 +38,7 @@ class Root(Protocol):
         ...
 
 
-def attach(
-    root: Root, u: Float64[Tensor, "B N"], data: tuple[Tensor, ...]
-) -> Float64[Tensor, "B N"]:
+def attach(root: Root, u: Float64[Tensor, "B N"], data: tuple[Tensor, ...]) -> Float64[Tensor, "B N"]:
     """u, with the derivatives of the root of F( . , data).
 
     Args:

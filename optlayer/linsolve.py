@@ -155,5 +155,3 @@ def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
 
 def _largest(a: Float64[Tensor, "B N"]) -> Float64[Tensor, " B"]:
     return a.abs().amax(1) if a.shape[1] else a.new_zeros(a.shape[0])
-
-

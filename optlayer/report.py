@@ -56,7 +56,9 @@ def _message(failures: dict[int, Failure], order: list[int], size: int, batch: t
     more = f"; and {len(order) - NAMED} more" if len(order) > NAMED else ""
     left = size - len(order)
     invalid = failures[order[0]].status == Status.INVALID
-    done = "were not solved; on_failure=\"nan\" solves them" if invalid else 'solved; on_failure="nan" keeps them'
+    done = (
+        'were not solved; on_failure="nan" solves them' if invalid else 'solved; on_failure="nan" keeps them'
+    )
     others = f". The other {left} {done}" if left else ""
     samples = "sample" if size == 1 else "samples"
     return f"{len(order)} of {size} {samples} {verb} no solution: {said}{more}{others}."

@@ -102,9 +102,7 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     return outcome
 
 
-def _answers(
-    plan: Plan, call: Call, problem: Instance, pending: Tensor
-) -> Iterator[Callable[[], Answer]]:
+def _answers(plan: Plan, call: Call, problem: Instance, pending: Tensor) -> Iterator[Callable[[], Answer]]:
     """The warm start, then engine after engine, as long as samples are pending."""
     if call.start is not None and call.start.x.shape[0] == problem.size and pending.any():
         start = call.start

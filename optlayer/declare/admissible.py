@@ -104,9 +104,7 @@ TESTS: dict[str, Test] = {
 
 def _within(parameter: cp.Parameter, bounds: Any) -> Test:
     if any(isinstance(bound, cp.Expression) for bound in bounds):
-        raise DeclarationError(
-            f"the bounds of parameter {parameter.name()!r} are expressions; give numbers"
-        )
+        raise DeclarationError(f"the bounds of parameter {parameter.name()!r} are expressions; give numbers")
     lower, upper = (torch.as_tensor(np.broadcast_to(b, parameter.shape).astype(float)) for b in bounds)
     return lambda value, _: torch.maximum(_largest(lower - value), _largest(value - upper))
 

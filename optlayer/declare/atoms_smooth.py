@@ -148,9 +148,7 @@ SMOOTH: dict[str, Rule] = {
     "log1p": lambda atom: curved(torch.log1p, borders={0: lambda x: 1 + x}),
     "entr": lambda atom: curved(torch.special.entr, borders={0: same}),
     "rel_entr": lambda atom: curved(relative_entropy, borders={0: same, 1: same}),
-    "kl_div": lambda atom: curved(
-        lambda x, y: relative_entropy(x, y) - x + y, borders={0: same, 1: same}
-    ),
+    "kl_div": lambda atom: curved(lambda x, y: relative_entropy(x, y) - x + y, borders={0: same, 1: same}),
     "logistic": lambda atom: curved(log_one_plus_exp),
     "huber": lambda atom: curved(huber_loss, hidden=(atom.M,)),
     "Power": power,

@@ -45,9 +45,7 @@ def torch_branch(function: UserCallable, point: Sequence[Tensor]) -> Callable[..
     return function if isinstance(result, Tensor) else None
 
 
-def check_branch(
-    name: str, branch: Callable[..., Tensor], truth: Callable[..., Tensor], points: Any
-) -> None:
+def check_branch(name: str, branch: Callable[..., Tensor], truth: Callable[..., Tensor], points: Any) -> None:
     """The torch branch equals the translated cvxpy branch at the points.
 
     Raises:
@@ -93,6 +91,4 @@ def _compare(message: str, got: Tensor, expected: Tensor) -> None:
     scale = expected.abs().max().clamp_min(1e-3) if expected.numel() else 1.0
     gap = ((got - expected).abs().max() / scale).item() if expected.numel() else 0.0
     if not gap <= TOLERANCE:
-        raise DeclarationError(
-            message.format(f"{gap:.1e} (relative)") + "; they must be one function"
-        )
+        raise DeclarationError(message.format(f"{gap:.1e} (relative)") + "; they must be one function")

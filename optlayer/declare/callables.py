@@ -18,9 +18,7 @@ def name_of(role: str, function: UserCallable) -> str:
     return role if own == "<lambda>" else f"{role} {own!r}"
 
 
-def express(
-    name: str, function: Any, leaves: Sequence[Any], theirs: Sequence[Any]
-) -> cp.Expression:
+def express(name: str, function: Any, leaves: Sequence[Any], theirs: Sequence[Any]) -> cp.Expression:
     """The expression a callable makes of private leaves.
 
     Args:
@@ -38,9 +36,7 @@ def express(
             "with cvxpy atoms or plain arithmetic, and passes learnable tensors in as parameters"
         )
     if not callable(function):
-        raise DeclarationError(
-            f"{name} is a {type(function).__name__}, expected a callable{_hint(function)}"
-        )
+        raise DeclarationError(f"{name} is a {type(function).__name__}, expected a callable{_hint(function)}")
     try:
         result = function(*leaves)
     except DeclarationError:
@@ -50,9 +46,7 @@ def express(
     return _as_expression(name, result, leaves, theirs)
 
 
-def _why_it_raised(
-    name: str, function: UserCallable, leaves: Sequence[Any], error: Exception
-) -> str:
+def _why_it_raised(name: str, function: UserCallable, leaves: Sequence[Any], error: Exception) -> str:
     if _runs_on_torch_only(function, leaves):
         return (
             f"{name} is written for torch only ({type(error).__name__} on cvxpy variables: {error}); "
@@ -71,9 +65,7 @@ def _runs_on_torch_only(function: UserCallable, leaves: Sequence[Any]) -> bool:
     return isinstance(result, Tensor)
 
 
-def _as_expression(
-    name: str, result: Any, leaves: Sequence[Any], theirs: Sequence[Any]
-) -> cp.Expression:
+def _as_expression(name: str, result: Any, leaves: Sequence[Any], theirs: Sequence[Any]) -> cp.Expression:
     if isinstance(result, Tensor):
         raise DeclarationError(
             f"{name} returned a torch tensor for cvxpy leaves: it is written for torch only, or does not "
@@ -85,9 +77,7 @@ def _as_expression(
         )
     expression = cp.Expression.cast_to_const(result)
     if expression.is_complex():
-        raise DeclarationError(
-            f"{name} is complex; only real expressions can be differentiated here"
-        )
+        raise DeclarationError(f"{name} is complex; only real expressions can be differentiated here")
     for leaf in [*expression.variables(), *expression.parameters()]:
         if not any(leaf is declared for declared in leaves):
             raise DeclarationError(_undeclared(name, leaf, theirs))

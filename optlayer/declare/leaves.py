@@ -84,9 +84,7 @@ def attribute_equalities(variable: cp.Variable) -> list[Constraint]:
     found: list[Constraint] = []
     if _present(variable.attributes.get("symmetric")) and n > 1:
         i, j = np.triu_indices(n, 1)
-        found.append(
-            (f"symmetry of {name!r}", lambda z: _entries(z, i * n + j) - _entries(z, j * n + i))
-        )
+        found.append((f"symmetry of {name!r}", lambda z: _entries(z, i * n + j) - _entries(z, j * n + i)))
     if _present(variable.attributes.get("diag")) and n > 1:
         off = np.flatnonzero(~np.eye(n, dtype=bool))
         found.append((f"diagonality of {name!r}", lambda z: _entries(z, off)))

@@ -13,9 +13,7 @@ TRIES = 60
 Point = tuple[Tensor, ...]
 
 
-def domain_points(
-    leaves: Sequence[Any], inside: Callable[[Point], bool], count: int
-) -> list[Point]:
+def domain_points(leaves: Sequence[Any], inside: Callable[[Point], bool], count: int) -> list[Point]:
     """Up to `count` points, fixed by the shapes alone, at which every callable is defined."""
     found = []
     for point in _candidates(leaves):

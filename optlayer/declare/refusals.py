@@ -95,8 +95,7 @@ def undeclared(leaf: cp.Variable | cp.Parameter) -> DeclarationError:
     """For a leaf that is not an argument of the callable."""
     role = "variables" if isinstance(leaf, cp.Variable) else "parameters"
     return DeclarationError(
-        f"{type(leaf).__name__} '{leaf.name()}' of shape {leaf.shape} was not declared: "
-        f"add it to {role}"
+        f"{type(leaf).__name__} '{leaf.name()}' of shape {leaf.shape} was not declared: add it to {role}"
     )
 
 

@@ -30,7 +30,6 @@ class ConeProgram(NamedTuple):
     P_pattern: Array  # (n, n) bool
     A_pattern: Array  # (m, n) bool
 
-
     def rescaled(self) -> tuple["ConeProgram", Array, Array]:
         """The same programme in units of its own data, with the unit of x (B, 1) and of y (B, m).
 

@@ -183,7 +183,9 @@ class Instance:
     @cached_property
     def origin(self) -> Local:
         """At x = 0: P, q, G, g₀, A, h₀, all there is to know of a quadratic programme."""
-        zeros = (torch.zeros(self.size, k, dtype=torch.float64) for k in (self.form.n, self.form.m, self.form.p))
+        zeros = (
+            torch.zeros(self.size, k, dtype=torch.float64) for k in (self.form.n, self.form.m, self.form.p)
+        )
         return vmap(self.form.local)(*zeros, *self.theta)
 
     def at(self, point: Point) -> Local:

@@ -1,0 +1,44 @@
+# `make demo` and `make test` do all their own set-up, once, in .venv; nothing by hand.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PYTEST ?= $(BIN)/python -m pytest -q
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format figures large clean
+
+help:     ## list the targets
+	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(READY)  ## train the digits, fit the polytope, print a table, name the figures
+	$(BIN)/python examples/demo.py
+
+test: lint  ## lint, types, tests; the examples and the blocks of README and docs among them
+	$(PYTEST)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+figures: $(READY)  ## draw every figure of docs/figures again
+	for name in sixty_lines nonlinearities quadratic_program polytope digits; do \
+	    $(BIN)/python examples/$$name.py || exit 1; done
+
+large: $(READY)  ## the larger property runs
+	$(PYTEST) -m large
+
+clean:    ## forget the environment and the caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The constraints pin every version, torch first of all: what is tested is what is installed.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

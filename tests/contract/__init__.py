@@ -1,0 +1,1 @@
+"""Tests of the contract: what a user of the layer may rely on, written without a look at how it is made."""

@@ -1,0 +1,68 @@
+"""torch.autograd.gradcheck and gradgradcheck, reverse and forward, at their default tolerances."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from .problems import (BALL, BOX, BY_NAME, COVARIANCE, LOGISTIC, PLANE, PRODUCT, QUADFORM, RELU, SIGMOID, SMALL_QP,
+                       SOFTMAX, SPARSEMAX, TABLE, TRANSPORT, TRANSPORT_REDUCED, layer_of, leaves, outputs_of)
+
+NAMED = ["qp", "sparsemax", "softmax", "sigmoid", "logistic", "covariance", "transport", "transport_reduced"]
+
+
+def everything(problem):
+    """Primal, multipliers and value as functions of the free coordinates; without the multipliers that are not unique."""
+    def function(*free):
+        solution = layer_of(problem).solve(*problem.chart(*free))
+        if problem is TRANSPORT:
+            return (*solution.primal, solution.value)
+        return outputs_of(solution)
+    return function
+
+
+def primal(problem):
+    return lambda *free: layer_of(problem)(*problem.chart(*free))
+
+
+@pytest.mark.parametrize("problem", TABLE, ids=repr)
+def test_first_derivatives_of_every_output(problem, rng):
+    assert gradcheck(everything(problem), leaves(problem.sample(rng)), check_forward_ad=True)
+
+
+@pytest.mark.parametrize("problem", [BY_NAME[name] for name in NAMED if name != "transport_reduced"], ids=repr)
+def test_second_derivatives(problem, rng):
+    assert gradgradcheck(primal(problem), leaves(problem.sample(rng)))
+
+
+@pytest.mark.parametrize("problem", [SMALL_QP, RELU, BALL, BOX, PLANE, QUADFORM, PRODUCT, SOFTMAX, COVARIANCE],
+                         ids=repr)
+def test_second_derivatives_of_every_output(problem, rng):
+    """Multipliers and value too, and forward over reverse."""
+    assert gradgradcheck(everything(problem), leaves(problem.sample(rng)), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("problem", [SPARSEMAX, SOFTMAX, SIGMOID, LOGISTIC, SMALL_QP], ids=repr)
+def test_first_derivatives_of_a_batch(problem, rng):
+    assert gradcheck(primal(problem), leaves(problem.sample(rng, 2)), check_forward_ad=True, check_batched_grad=True,
+                     check_batched_forward_grad=True)
+
+
+@pytest.mark.parametrize("problem", [SPARSEMAX, SOFTMAX, BALL], ids=repr)
+def test_second_derivatives_of_a_batch(problem, rng):
+    assert gradgradcheck(primal(problem), leaves(problem.sample(rng, 2)), check_fwd_over_rev=True,
+                         check_batched_grad=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("problem", [SPARSEMAX, SOFTMAX, SIGMOID, LOGISTIC, BALL, BOX, QUADFORM, COVARIANCE], ids=repr)
+def test_other_samples(problem, seed):
+    rng = torch.Generator().manual_seed(100 + seed)
+    assert gradcheck(everything(problem), leaves(problem.sample(rng)), check_forward_ad=True)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("seed", range(3))
+def test_first_derivatives_of_transport_at_length(seed):
+    rng = torch.Generator().manual_seed(200 + seed)
+    assert gradcheck(everything(TRANSPORT_REDUCED), leaves(TRANSPORT_REDUCED.sample(rng)), check_forward_ad=True)
+    assert gradgradcheck(primal(TRANSPORT_REDUCED), leaves(TRANSPORT_REDUCED.sample(rng)))

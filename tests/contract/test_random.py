@@ -1,0 +1,61 @@
+"""Random programmes, strictly complementary by construction: the answer is known and gradcheck passes on every one."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from .problems import close, exponential_layer, outputs_of, plant_exponential, plant_qp, qp_layer
+
+SHAPES = [(2, 1, 1), (3, 2, 1), (3, 3, 1), (4, 3, 1), (4, 2, 2)]
+EXPONENTIAL_SHAPES = [(2, 2, 1), (3, 4, 2), (2, 3, 2)]
+
+
+def check(layer, planted, wanted):
+    """gradcheck with respect to the wanted parameters, of all outputs."""
+    solution = layer.solve(*planted.parameters)
+    close(solution.primal[0], planted.primal)
+    free = [index for index in range(len(planted.parameters)) if wanted(index)]
+    data = list(planted.parameters)
+
+    def function(*tensors):
+        arguments = list(data)
+        for index, tensor in zip(free, tensors, strict=True):
+            arguments[index] = tensor
+        return outputs_of(layer.solve(*arguments))
+
+    inputs = tuple(data[index].clone().requires_grad_() for index in free)
+    assert gradcheck(function, inputs, check_forward_ad=True)
+
+
+def quadratic(seed, wanted):
+    n, m, p = SHAPES[seed % len(SHAPES)]
+    planted = plant_qp(torch.Generator().manual_seed(1000 + seed), n, m, p, margin=0.05)
+    check(qp_layer(n, m, p), planted, wanted)
+
+
+def exponential(seed, wanted):
+    n, k, m = EXPONENTIAL_SHAPES[seed % len(EXPONENTIAL_SHAPES)]
+    planted = plant_exponential(torch.Generator().manual_seed(2000 + seed), n, k, m, margin=0.05)
+    check(exponential_layer(n, k, m), planted, wanted)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_quadratic_programme(seed):
+    quadratic(seed, lambda index: index % 2 == seed % 2)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_smooth_programme_with_exponentials(seed):
+    exponential(seed, lambda index: index % 3 == seed % 3)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("seed", range(200))
+def test_two_hundred_quadratic_programmes(seed):
+    quadratic(seed, lambda index: True)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("seed", range(200))
+def test_two_hundred_smooth_programmes_with_exponentials(seed):
+    exponential(seed, lambda index: True)
