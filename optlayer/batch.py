@@ -123,7 +123,8 @@ def _as_tensor(slot: Slot, value: Any, device: torch.device) -> Tensor:
         return torch.as_tensor(array.astype(np.float64), device=device)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"parameter {slot.name!r} is a {type(value).__name__} ({error}), expected a tensor, an array or a number"
+            f"parameter {slot.name!r} is a {type(value).__name__} ({error}), "
+            "expected a tensor, an array or a number"
         ) from error
 
 

@@ -86,7 +86,7 @@ class _Attach(torch.autograd.Function):
         moved = [dot is not None for dot in data_dot]
         # (∂F/∂d) ḋ as the transpose of the transpose: a custom rule may not use forward mode itself.
         pull = _pull(ctx.root, u, data, moved)
-        _, push = torch.func.vjp(pull, torch.zeros_like(u))
+        push = torch.func.vjp(pull, torch.zeros_like(u))[1]
         (F_dot,) = push(tuple(dot for dot in data_dot if dot is not None))
         return -ctx.root.solve(u, F_dot, *data)
 

@@ -77,10 +77,9 @@ class OptLayer(torch.nn.Module):
     ) -> None:
         super().__init__()
         _check_options(method, on_failure, nonunique, smoothing, tolerance)
-        for what, given in (("variables", variables), ("parameters", parameters)):
-            _check_sequence(what, given)
-        for what, given in (("inequalities", inequalities), ("equalities", equalities)):
-            _check_sequence(what, given)
+        _check_sequences(
+            variables=variables, parameters=parameters, inequalities=inequalities, equalities=equalities
+        )
         self._declaration = Declaration(
             tuple(variables),
             tuple(parameters),
@@ -276,9 +275,10 @@ def _empty(form: SmoothForm, theta: tuple[Tensor, ...]) -> tuple[Tensor, Outcome
     return u, outcome
 
 
-def _check_sequence(what: str, given: Any) -> None:
-    if not isinstance(given, list | tuple):
-        raise DeclarationError(f"{what} is a {type(given).__name__}, expected a list or tuple")
+def _check_sequences(**arguments: Any) -> None:
+    for name, given in arguments.items():
+        if not isinstance(given, list | tuple):
+            raise DeclarationError(f"{name} is a {type(given).__name__}, expected a list or tuple")
 
 
 def _check_options(method: Any, on_failure: Any, nonunique: Any, smoothing: Any, tolerance: Any) -> None:

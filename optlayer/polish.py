@@ -150,8 +150,12 @@ def _stationarity(at: Local, lam: Tensor, nu: Tensor) -> Tensor:
 
 def _where(choose: Tensor, a: _Iterate, b: _Iterate) -> _Iterate:
     pick = choose[:, None]
-    vectors = (torch.where(pick, a_, b_) for a_, b_ in zip(a[:3], b[:3], strict=True))
-    return _Iterate(*vectors, torch.where(choose, a.merit, b.merit))
+    return _Iterate(
+        torch.where(pick, a.x, b.x),
+        torch.where(pick, a.v, b.v),
+        torch.where(pick, a.nu, b.nu),
+        torch.where(choose, a.merit, b.merit),
+    )
 
 
 class _Domain:

@@ -9,6 +9,7 @@ All of it happens outside autograd, in `_Solve`, whose derivative is zero: what 
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,11 +106,10 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
 def _answers(plan: Plan, call: Call, problem: Instance, pending: Tensor) -> Iterator[Callable[[], Answer]]:
     """The warm start, then engine after engine, as long as samples are pending."""
     if call.start is not None and call.start.x.shape[0] == problem.size and pending.any():
-        start = call.start
-        yield lambda: _previous(start, pending)
+        yield partial(_previous, call.start, pending)
     for engine in plan.engines:
         if pending.any():
-            yield lambda engine=engine: ask(engine, problem, _indices(pending))
+            yield partial(ask, engine, problem, _indices(pending))
 
 
 def _previous(start: Point, rows: Tensor) -> Answer:

@@ -160,12 +160,23 @@ class _Compiler:
                 for p in [objective, *inequalities, *equalities]
             )
 
-        return domain_points([*self.declaration.variables, *self.declaration.parameters], inside, PROBES)
+        return domain_points(self.leaves, inside, PROBES)
+
+    @property
+    def leaves(self) -> list[Any]:
+        return [*self.declaration.variables, *self.declaration.parameters]
+
+    def _on_flat_point(self, point: Point) -> tuple[Tensor, Point]:
+        """(*variables, *theta) -> x, theta."""
+        k = len(self.declaration.variables)
+        return torch.cat([value.reshape(-1) for value in point[:k]]), point[k:]
 
     def _check_branches(self) -> None:
         objective, inequalities, equalities = self.pieces
+        if not self.points:
+            return
         for piece in [objective, *inequalities, *equalities]:
-            if piece.function is None or not self.points:
+            if piece.function is None:
                 continue
             branch = torch_branch(piece.function, self.points[0])
             if branch is not None:
@@ -176,10 +187,14 @@ class _Compiler:
         if not self.points:
             return Constants()
         objective, inequalities, equalities = self.pieces
-        theta = self.points[0][len(self.declaration.variables) :]
-        x = torch.zeros(sum(v.size for v in self.declaration.variables), dtype=torch.float64)
+        x, theta = self._on_flat_point(self.points[0])
+
+        def scalar(x: Tensor) -> Tensor:
+            value: Tensor = f(x, *theta).reshape(())
+            return value
+
         return Constants(
-            P=None if _moves([objective], QUADRATIC) else jacrev(grad(lambda x: f(x, *theta).reshape(())))(x),
+            P=None if _moves([objective], QUADRATIC) else jacrev(grad(scalar))(x),
             G=None if _moves(inequalities, AFFINE) else _jacobian(g, x, theta),
             A=None if _moves(equalities, AFFINE) else _jacobian(h, x, theta),
         )
@@ -188,11 +203,13 @@ class _Compiler:
         """The borders of f, g and h together, and which of them stop a single coordinate."""
         objective, inequalities, equalities = self.pieces
         borders = flat(_stack([p.torch.borders for p in [objective, *inequalities, *equalities]]))
-        k = len(self.declaration.variables)
-        points = [(torch.cat([x.reshape(-1) for x in p[:k]]), p[k:]) for p in self.points]
-        if not points or not borders(points[0][0], *points[0][1]).numel():
+        zeros = tuple(torch.zeros(z.shape, dtype=torch.float64) for z in self.leaves)
+        x, theta = self._on_flat_point(zeros)
+        if not borders(x, *theta).numel():
             return None
-        slopes = torch.stack([_jacobian(borders, x, theta) for x, theta in points])
+        if not self.points:
+            return Domain(borders, (), ())
+        slopes = torch.stack([_jacobian(borders, *self._on_flat_point(p)) for p in self.points])
         affine = (slopes - slopes[0]).abs().amax((0, 2)) == 0  # slopes that no probe saw move
         alone = (slopes[0] != 0).sum(1) == 1
         row = (affine & alone).nonzero().squeeze(1)
@@ -279,5 +296,5 @@ def _psd_hint(expression: cp.Expression) -> str:
     return ""
 
 
-def _atoms(expression: cp.Expression) -> list[Any]:
+def _atoms(expression: Any) -> list[Any]:
     return [expression, *(atom for argument in expression.args for atom in _atoms(argument))]

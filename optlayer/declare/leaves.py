@@ -1,6 +1,7 @@
 """The leaves of a declaration: private copies of the user's, and what their attributes demand."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import cvxpy as cp
@@ -14,7 +15,7 @@ SIGNS = {"nonneg": -1.0, "pos": -1.0, "nonpos": 1.0, "neg": 1.0}  # sign * z <= 
 Constraint = tuple[str, Callable[[cp.Variable], cp.Expression]]  # its name, and the expression
 
 
-def check(leaves: Sequence[Any], kind: type, word: str) -> None:
+def check(leaves: Sequence[Any], kind: type[Any], word: str) -> None:
     """The declared leaves are distinct cvxpy leaves of the right kind."""
     for position, leaf in enumerate(leaves):
         if not isinstance(leaf, kind):
@@ -55,16 +56,20 @@ def attribute_inequalities(variable: cp.Variable) -> list[Constraint]:
     """nonneg, nonpos, pos, neg and bounds as expressions <= 0."""
     name = variable.name()
     found: list[Constraint] = [
-        (f"{attribute} of {name!r}", lambda z, sign=sign: sign * z)
+        (f"{attribute} of {name!r}", partial(_signed, sign))
         for attribute, sign in SIGNS.items()
         if _present(variable.attributes.get(attribute))
     ]
-    if _present(variable.attributes.get("bounds")):
-        for side, bound, sign in zip(
-            ("lower", "upper"), variable.attributes["bounds"], (-1.0, 1.0), strict=True
-        ):
-            found += _bound(f"{side} bound of {name!r}", bound, sign, variable.shape)
+    bounds: Any = variable.attributes.get("bounds")
+    if _present(bounds):
+        lower, upper = bounds
+        found += _bound(f"lower bound of {name!r}", lower, -1.0, variable.shape)
+        found += _bound(f"upper bound of {name!r}", upper, 1.0, variable.shape)
     return found
+
+
+def _signed(sign: float, z: cp.Expression) -> cp.Expression:
+    return sign * z
 
 
 def _bound(name: str, bound: Any, sign: float, shape: tuple[int, ...]) -> list[Constraint]:

@@ -54,7 +54,7 @@ class Proof:
         if _solve(work.elastic, work.reference, theta, (cp.OPTIMAL,)) is None:
             return None
         x = _values(work.reference.variables)
-        amounts = [float(v.value) for v in work.violations]
+        amounts = [float(np.asarray(v.value).item()) for v in work.violations]
         return Elastic(x, dict(zip(self._names, amounts, strict=True)))
 
     def boxed_minimizers(self, theta: tuple[Array, ...]) -> list[Array]:
@@ -75,7 +75,7 @@ def _values(variables: Any) -> Array:
 
 def _workspace(build: Callable[[], ReferenceProblem]) -> _Workspace:
     reference = build()
-    amounts = [cp.max(cp.pos(c.expr)) for c in reference.inequalities]
+    amounts: list[cp.Expression] = [cp.max(cp.pos(c.expr)) for c in reference.inequalities]
     amounts += [cp.max(cp.abs(c.expr)) for c in reference.equalities]
     elastic = cp.Problem(cp.Minimize(cp.sum(cp.hstack(amounts)) if amounts else 0), _domain(reference))
     radius = cp.Parameter(nonneg=True, value=1.0)
