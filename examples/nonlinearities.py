@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm import tqdm
 
-from _style import BLUE, FIGURES, INK, MUTED, RED, save
+from _style import BLUE, FIGURES, GOLD, GREEN, INK, MUTED, RED, VIOLET, save
 from optlayer import OptLayer
 
 N = 5  # entries of the vectors
@@ -64,7 +64,7 @@ def declare() -> list[Nonlinearity]:
         ),
         Nonlinearity(
             "softmax",
-            r"$-x^\top z-\sum_i H(z_i)\;:\;\sum_i z_i=1$",
+            r"$-x^\mathsf{T} z-1^\mathsf{T} H(z)\;:\;1^\mathsf{T} z=1$",
             OptLayer(
                 *vector,
                 lambda z, x: -x @ z - cp.sum(cp.entr(z)),
@@ -76,7 +76,7 @@ def declare() -> list[Nonlinearity]:
         ),
         Nonlinearity(
             "sparsemax",
-            r"$\frac{1}{2}\|z-x\|^2\;:\;\sum_i z_i=1,\;z\geq 0$",
+            r"$\frac{1}{2}|z-x|^2\;:\;1^\mathsf{T} z=1,\;z\geq 0$",
             OptLayer(
                 *vector,
                 lambda z, x: cp.sum_squares(z - x) / 2,
@@ -92,7 +92,7 @@ def declare() -> list[Nonlinearity]:
             r"$\frac{1}{2}(z-x)^2\;:\;z\geq 0$",
             OptLayer(*number, lambda z, x: cp.square(z - x) / 2, inequalities=[positive]),
             torch.relu,
-            path=real / 10,
+            path=real / 20,
             trials=real,
         ),
     ]
@@ -119,8 +119,7 @@ def draw(of: Nonlinearity, above: Axes, below: Axes) -> None:
     path = of.path.reshape(len(of.path), -1)
     t = path[:, 0]
     exact, ours = (f(of.path).detach().reshape(len(t), -1) for f in (of.closed_form, of.layer))
-    shades = plt.get_cmap("coolwarm_r")(torch.linspace(0.02, 0.98, exact.shape[1]).tolist())
-    for i, shade in enumerate(shades if exact.shape[1] > 1 else [BLUE]):
+    for i, shade in zip(range(exact.shape[1]), (BLUE, GREEN, GOLD, VIOLET, RED)):
         above.plot(t, exact[:, i], color=shade, alpha=0.3, linewidth=6, solid_capstyle="butt")
         above.plot(t[1::3], ours[1::3, i], ".", color=shade, markersize=3.5)
     above.set_title(f"{of.name}\n{of.formula}")
@@ -139,6 +138,8 @@ def figure(problems: list[Nonlinearity], path: Path) -> None:
         draw(problem, above, below)
     axes[0, 0].set(ylabel="argmin", ylim=(-0.06, 1.06))
     axes[1, 0].set_ylabel("distance to\nthe closed form")
+    axes[1, 0].set_yticks([1e-18, 1e-16, 1e-13, 1e-10], ["none", "$10^{-16}$", "$10^{-13}$", "$10^{-10}$"])
+    axes[1, 0].minorticks_off()
     axes[1, 0].legend(loc="upper left", ncols=2, handletextpad=0, columnspacing=1)
     axes[1, 3].annotate(
         "machine ε", (1, 2.2e-16), (0, 2), xycoords=("axes fraction", "data"),

@@ -119,7 +119,7 @@ def draw_losses(axis: Axes, fit: Fit) -> None:
     axis.semilogy(fit.held_out, color=RED, linewidth=1.2, label="fresh points")
     axis.semilogy(fit.losses, color=BLUE, label="the 100 points")
     axis.legend(loc="upper right", reverse=True)
-    axis.set(title="mean squared distance", xlabel="step", xlim=(0, STEPS))
+    axis.set(title="mean squared distance", xlabel="step", xlim=(0, STEPS), ylim=(3e-4, 1))
     axis.annotate(
         "rate 0.01", (35, 0), (0, 6), xycoords=("data", "axes fraction"),
         textcoords="offset points", ha="center", color=MUTED, fontsize=8,

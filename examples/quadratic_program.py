@@ -7,19 +7,21 @@ constraints are blank rows and columns, and with respect to (q, -h, -b) it is a 
 one symmetric system (docs/derivation.md, section 4) is behind every derivative.
 """
 
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import cvxpy as cp
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
 from torch import Tensor
 from tqdm import tqdm
 
 from _style import FIGURES, INK, MUTED, save
 from optlayer import OptLayer
 
-N, INEQUALITIES, EQUALITIES = 10, 4, 5
+N, INEQUALITIES, EQUALITIES = BLOCKS = 10, 4, 5
 SHAPES = {
     "L": (N, N),
     "q": (N,),
@@ -69,25 +71,74 @@ def finite_difference_error(
 
 
 def draw(J: dict[str, Tensor], path: Path) -> None:
-    """The Jacobian as a heat map: the symmetric part, then L, G and A."""
-    limit = J["L"].abs().quantile(0.99).item()
-    rows = {"$z$": N, "$\\lambda$": INEQUALITIES, "$\\nu$": EQUALITIES}
-    symmetric = torch.cat([J["q"], -J["h"], -J["b"]], dim=1)
-    panels = [symmetric, J["L"], J["G"], J["A"]]
-    titles = ["$(q,\\,-h,\\,-b)$", "$L$", "$G$", "$A$"]
+    """The Jacobian as a heat map: the symmetric part, then one panel for each matrix."""
+    panels = {
+        "$(q,\\,-h,\\,-b)$": (symmetric_part(J), BLOCKS),
+        "$L$, row by row": (J["L"], [N] * N),
+        "$G$": (J["G"], [N] * INEQUALITIES),
+        "$A$": (J["A"], [N] * EQUALITIES),
+    }
+    scale = SymLogNorm(linthresh=0.1, vmin=-10, vmax=10)
     canvas, axes = plt.subplots(
-        1, 4, figsize=(11, 3.1), sharey=True, width_ratios=[45, 100, 40, 50]
+        1, 4, figsize=(11, 3.3), sharey=True, width_ratios=[74, 100, 40, 50]
     )
-    for axis, panel, title in zip(axes, panels, titles):
-        image = axis.imshow(panel, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        axis.set_title(f"with respect to {title}" if axis is axes[0] else title)
+    for axis, (name, (panel, columns)) in zip(axes, panels.items()):
+        image = axis.imshow(panel, cmap="RdBu_r", norm=scale, aspect="auto")
+        axis.set_title(name)
         axis.spines[:].set_visible(False)
-        axis.set_xticks([])
-        divide(axis.axhline, list(rows.values()))
-    divide(axes[0].axvline, list(rows.values()))
-    divide(axes[1].axvline, [N] * N, color="#c9cdd3")
-    divide(axes[2].axvline, [N] * INEQUALITIES, color="#c9cdd3")
-    divide(axes[3].axvline, [N] * EQUALITIES, color="#c9cdd3")
-    label(axes[0], rows)
-    canvas.colorbar(image, ax=axes, pad=0.01, extend="both").outline.set_visible(False)
+        axis.set(xticks=[], yticks=[])
+        separate(axis.axhline, BLOCKS, INK)
+        separate(axis.axvline, columns, INK if axis is axes[0] else MUTED)
+    for center, name in zip((4.5, 11.5, 16), ("$z$", "$\\lambda$", "$\\nu$")):
+        axes[0].annotate(
+            name, (0, center), (-12, 0), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="center", va="center", fontsize=11,
+        )  # fmt: skip
+    canvas.suptitle("the derivative of the solution and its multipliers with respect to", fontsize=10)
+    ticks = [-10, -1, -0.1, 0, 0.1, 1, 10]
+    bar = canvas.colorbar(image, ax=axes, pad=0.01, ticks=ticks, format="%g")
+    bar.outline.set_visible(False)
+    bar.minorticks_off()
     save(canvas, path)
+
+
+def symmetric_part(J: dict[str, Tensor]) -> Tensor:
+    """∂(z, λ, ν)/∂(q, -h, -b)"""
+    return torch.cat([J["q"], -J["h"], -J["b"]], dim=1)
+
+
+def separate(line: Callable[..., object], sizes: Sequence[int], color: str) -> None:
+    """Thin lines between blocks of these sizes."""
+    for end in list(accumulate(sizes))[:-1]:
+        line(end - 0.5, color=color, linewidth=0.5)
+
+
+def main(figures: Path = FIGURES) -> dict[str, float]:
+    """Solve once, differentiate every way; returns the errors."""
+    layer, data = declare(), random_data()
+    solution = layer.solve(**data)
+    for name, (values,) in {
+        "z": solution.primal,
+        "λ": solution.inequality_duals,
+        "ν": solution.equality_duals,
+    }.items():
+        print(f"{name} =", " ".join(f"{value:7.4f}" for value in values))
+    print(f"KKT residual         {solution.residuals.worst:.0e}")
+
+    J = jacobian(layer, data)
+    difference = finite_difference_error(layer, data, J)
+    symmetric = symmetric_part(J)
+    asymmetry = (symmetric - symmetric.T).abs().max().item()
+    print(f"finite differences   {difference:.0e} away from ∂z/∂(L, q, G, h, A, b)")
+    print(f"asymmetry            {asymmetry:.0e} of ∂(z, λ, ν)/∂(q, -h, -b)")
+    draw(J, figures / "quadratic_program.png")
+    return {
+        "residual": solution.residuals.worst.item(),
+        "finite_difference_error": difference,
+        "asymmetry": asymmetry,
+        "active": int((solution.inequality_duals[0] > 0).sum()),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -194,7 +194,7 @@ def main() -> dict[str, float]:
     for name, columns in table.items():
         tutorial, ours = ([shown(error) for error in pair] for pair in columns)
         cells = (f"{t:>11}{o:>10}   " for t, o in zip(tutorial, ours))
-        print(f"{name:<34}{''.join(cells)}")
+        print(f"{name:<34}{''.join(cells)}".rstrip())
 
     sparse = trials()[0]
     x = sparse.inputs.repeat(5, 1)

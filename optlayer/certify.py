@@ -6,8 +6,9 @@ A solver's word is never enough. Every row is divided by the size of the terms t
     primal        max(g, 0), |h|     against   |G||x| + |g - Gx|,  |A||x| + |h - Ax|
 
 so that neither the scale of the objective, nor of a row, nor of a coordinate can turn a wrong answer
-into a right one or the reverse: max(1, ·) appears nowhere. A row made of nothing, 0/0, passes; a
-floor of FLOOR times the largest row of its kind keeps rounding from failing a row of zeros.
+into a right one or the reverse: max(1, ·) appears nowhere. A row made of nothing, 0/0, passes. Where
+x* = 0 every term vanishes with the residual; a floor of FLOOR times the largest row of its kind,
+and times what an x as large as the data would make, keeps rounding from failing such rows.
 """
 
 from typing import NamedTuple
@@ -37,16 +38,16 @@ class Scales(NamedTuple):
         return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
 
 
-def scales(at: Local, point: Point) -> Scales:
-    """The scale of every row at a point."""
+def scales(at: Local, point: Point, data: Float64[Tensor, "B 1"]) -> Scales:
+    """The scale of every row at a point; `data` is the size of the parameters."""
     x, lam, nu = (a.abs() for a in point)
     H, G, A = at.hessian.abs(), at.G.abs(), at.A.abs()
-    length = _length(at, point)
+    length = torch.maximum(_length(at, point), data)
     curvature = _product(H, x)
     stationarity = curvature + at.gradient.abs() + _product(G.mT, lam) + _product(A.mT, nu)
     largest = _largest(stationarity)
     return Scales(
-        stationarity + FLOOR * largest,
+        stationarity + FLOOR * (largest + H.sum(2) * length),
         _row_scale(at.G, at.g, point.x, length),
         _row_scale(at.A, at.h, point.x, length),
         largest / _largest(G, keepdim=False),

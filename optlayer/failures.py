@@ -11,7 +11,7 @@ from optlayer.plan import Call, Plan
 from optlayer.report import Failure
 from optlayer.solution import Residuals, Status
 
-BORDERLINE = 10.0  # a constraint must be violated by this many tolerances to count as unsatisfiable
+CLAIMED, UNCLAIMED = 1e-6, 1e-3  # least relative violation that proves what an engine said, or did not
 PRECISION = 10.0  # units in the last place forgiven when a value is checked against an attribute
 FEASIBLE = 1e-6  # relative violation forgiven in a point that shows the objective to be unbounded
 OUTWARD = 10.0  # how much farther out each of those points must lie than the one before
@@ -37,18 +37,19 @@ def inadmissible(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> dict[int,
 
 def proven(plan: Plan, sample: Instance, claim: Status, words: str) -> Failure | None:
     """Infeasible or unbounded beyond the solver's claim; None where it cannot be shown."""
-    failure = _infeasible(plan, sample, words)
+    least = CLAIMED if claim == Status.INFEASIBLE else UNCLAIMED
+    failure = _infeasible(plan, sample, words, least)
     if failure is None and claim != Status.INFEASIBLE:
         failure = _unbounded(plan, sample, words)
     return failure
 
 
-def _infeasible(plan: Plan, sample: Instance, words: str) -> Failure | None:
+def _infeasible(plan: Plan, sample: Instance, words: str, least: float) -> Failure | None:
     elastic = plan.proof.least_violation(tuple(t[0].numpy() for t in sample.theta))
     if elastic is None or not elastic.violations:
         return None
     relative = _violation(sample, elastic.x)
-    if not relative > BORDERLINE * plan.tolerance:
+    if not relative > least:
         return None
     worst = max(elastic.violations, key=lambda name: elastic.violations[name])
     why = f"{words}; {worst} violated by {elastic.violations[worst]:.3g} at best"
@@ -75,17 +76,20 @@ def _violation(sample: Instance, x: np.ndarray) -> float:
     primal = torch.from_numpy(x)[None]
     point = Point(primal, primal.new_zeros(1, sample.form.m), primal.new_zeros(1, sample.form.p))
     at = sample.at(point)
-    return certify.residuals(at, point, certify.scales(at, point)).primal.item()
+    return certify.residuals(at, point, certify.scales(at, point, sample.magnitude)).primal.item()
 
 
 def _value(sample: Instance, x: np.ndarray) -> float:
     return sample.form.value(torch.from_numpy(x)[None], *sample.theta).item()
 
 
-def unexplained(plan: Plan, sample: Instance, point: Point, rows: Tensor, words: str) -> Failure:
+def unexplained(
+    plan: Plan, sample: Instance, point: Point, rows: Tensor, claim: Status, words: str
+) -> Failure:
     """A point that fails the certificate, or no point at all. rows: the four residuals."""
     if not rows.isfinite().all():
-        return Failure(Status.FAILED, words)
+        stopped = claim == Status.INACCURATE
+        return Failure(Status.INACCURATE if stopped else Status.FAILED, words)
     worst = list(Residuals.__dataclass_fields__)[int(rows.argmax())]
     why = f"{words}; relative residual {worst} {rows.max():.1e} exceeds the tolerance {plan.tolerance:.0e}"
     restless = polish.restlessness(sample, point).item()

@@ -53,7 +53,7 @@ def polish(problem: Instance, start: Point) -> Polished:
     domain = _Domain(problem, start.x)
     start = Point(domain.project(start.x), start.lam, start.nu)
     at = problem.at(start)
-    scale = scales(at, start)
+    scale = scales(at, start, problem.magnitude)
     tau = scale.tau
     now = _Iterate(start.x, tau * start.lam + at.g.clamp_max(0.0), start.nu, start.x[:, 0])
     now = now._replace(merit=_merit(at, now, tau, scale))
@@ -72,7 +72,7 @@ def polish(problem: Instance, start: Point) -> Polished:
 def restlessness(problem: Instance, point: Point) -> Float64[Tensor, " B"]:
     """How far one more Newton step would move x, relative to x; near 0 at an attained minimum."""
     at = problem.at(point)
-    tau = scales(at, point).tau
+    tau = scales(at, point, problem.magnitude).tau
     now = _Iterate(point.x, tau * point.lam + at.g.clamp_max(0.0), point.nu, point.x[:, 0])
     dx, _, _ = _newton(problem.form, now, at, tau)
     return dx.abs().amax(1) / point.x.abs().amax(1)
@@ -94,7 +94,7 @@ def _step(
         full = _where(running, _Iterate(domain.move(now.x, t[:, None] * dx), v, nu, now.merit), now)
         point = _point(full, tau)
         new_at = problem.at(point)
-        new_scale = scales(new_at, point)
+        new_scale = scales(new_at, point, problem.magnitude)
         merit = torch.where(domain.holds(full.x), _merit(new_at, full, tau, new_scale), torch.inf)
         if (merit.isfinite() | ~running).all():
             break
@@ -130,7 +130,7 @@ def _settle(problem: Instance, best: _Iterate, tau: Tensor) -> Polished:
     """Read λ, form v anew in the final scale, snap ties to the kink."""
     point = _point(best, tau)
     at = problem.at(point)
-    scale = scales(at, point)
+    scale = scales(at, point, problem.magnitude)
     tau = scale.tau
     v = torch.where(point.lam > 0, tau * point.lam, at.g.clamp_max(0.0))
     tie = (v.abs() <= KINK * scale.inequality) & (at.g.abs() <= KINK * scale.inequality)

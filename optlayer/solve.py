@@ -24,6 +24,7 @@ from optlayer.errors import InaccurateError
 from optlayer.forms import Point
 from optlayer.forms.smooth import Instance, kkt_matrix
 from optlayer.linsolve import solve as solve_linear
+from optlayer.modes import without_saved_tensor_hooks
 from optlayer.plan import Call, Outcome, Plan
 from optlayer.polish import Polished, polish
 from optlayer.report import Failure, explain
@@ -44,7 +45,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(plan: Plan, call: Call, *theta: Tensor) -> tuple[Tensor, ...]:
         # Inference tensors may not be met by an autograd graph later on: leave that mode, and copy.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), without_saved_tensor_hooks():
             return tuple(_solve(plan, call, tuple(t.clone() for t in theta)))
 
     @staticmethod
@@ -130,7 +131,7 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor) -> _Attempt:
     lam, nu = y.split([form.m, form.p], 1)
     polished = polish(problem, Point(x, lam.clamp_min(0.0), nu))
     at = problem.at(polished.point)
-    found = certify.residuals(at, polished.point, certify.scales(at, polished.point))
+    found = certify.residuals(at, polished.point, certify.scales(at, polished.point, problem.magnitude))
     residuals = torch.stack([found.stationarity, found.primal, found.dual, found.complementarity], 1)
     named = index.tolist()
     claims = dict(zip(named, answer.claims, strict=True))
@@ -181,7 +182,7 @@ def _explain_rest(
             failure = failures.proven(plan, sample, claim, words)
         if failure is None:
             point = Point(*(part[i : i + 1] for part in attempt.polished.point))
-            failure = failures.unexplained(plan, sample, point, attempt.residuals[i], words)
+            failure = failures.unexplained(plan, sample, point, attempt.residuals[i], claim, words)
         failed[i] = failure
 
 

@@ -45,8 +45,14 @@ def torch_branch(function: UserCallable, point: Sequence[Tensor]) -> Callable[..
     return function if isinstance(result, Tensor) else None
 
 
-def check_branch(name: str, branch: Callable[..., Tensor], truth: Callable[..., Tensor], points: Any) -> None:
-    """The torch branch equals the translated cvxpy branch at the points.
+def check_branch(
+    name: str,
+    branch: Callable[..., Tensor],
+    truth: Callable[..., Tensor],
+    points: Sequence[Sequence[Tensor]],
+    arguments: Sequence[str],
+) -> None:
+    """The torch branch equals the translated cvxpy branch at the points; `arguments` names them.
 
     Raises:
         DeclarationError: naming the callable, the argument and the amount.
@@ -60,10 +66,10 @@ def check_branch(name: str, branch: Callable[..., Tensor], truth: Callable[..., 
                 f"the two branches of {name} disagree: cvxpy gives shape {tuple(expected.shape)}, "
                 f"torch {tuple(got.shape)}"
             )
-        _compare(f"the two branches of {name} disagree by {{}} in their values", got, expected)
-        for i, _ in enumerate(point):
+        _compare(f"the two branches of {name} disagree in their values", got, expected)
+        for i, argument in enumerate(arguments):
             _compare(
-                f"the two branches of {name} disagree by {{}} in the derivative with respect to argument {i}",
+                f"the two branches of {name} disagree in the derivative with respect to {argument!r}",
                 _derivative(branch, point, i),
                 _derivative(truth, point, i),
             )
@@ -88,7 +94,9 @@ def _derivative(function: Callable[..., Tensor], point: Sequence[Tensor], i: int
 
 def _compare(message: str, got: Tensor, expected: Tensor) -> None:
     got, expected = got.detach().reshape(-1), expected.detach().reshape(-1)
-    scale = expected.abs().max().clamp_min(1e-3) if expected.numel() else 1.0
-    gap = ((got - expected).abs().max() / scale).item() if expected.numel() else 0.0
-    if not gap <= TOLERANCE:
-        raise DeclarationError(message.format(f"{gap:.1e} (relative)") + "; they must be one function")
+    if not expected.numel():
+        return
+    gap = (got - expected).abs().max().item()
+    scale = expected.abs().max().clamp_min(1e-3).item()
+    if not gap <= TOLERANCE * scale:
+        raise DeclarationError(f"{message} by {gap:.3g} ({gap / scale:.1e} relative); they must be one function")

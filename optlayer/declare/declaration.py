@@ -180,7 +180,8 @@ class _Compiler:
                 continue
             branch = torch_branch(piece.function, self.points[0])
             if branch is not None:
-                check_branch(piece.name, branch, piece.torch.function, self.points)
+                names = [leaf.name() for leaf in self.leaves]
+                check_branch(piece.name, branch, piece.torch.function, self.points, names)
 
     def _constants(self, f: Any, g: Any, h: Any) -> Constants:
         """The blocks of a quadratic programme that hold no parameter, evaluated once and for all."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+from cvxpy.error import SolverError
 
 from optlayer.engines import Answer, Array
 from optlayer.engines.per_thread import PerThread
@@ -20,7 +21,6 @@ CLAIMS = {
     cp.UNBOUNDED: Status.UNBOUNDED,
     cp.UNBOUNDED_INACCURATE: Status.UNBOUNDED,
 }  # anything else: FAILED
-PRESENT = (cp.OPTIMAL, cp.OPTIMAL_INACCURATE, cp.USER_LIMIT)  # statuses that come with a point
 SMALL = 10_000  # parameter entries above which cvxpy's parametrized form costs more than it saves
 
 
@@ -36,13 +36,28 @@ class Cvxpy:
         self._workspace = PerThread(reference.build)
         self._try_options()
 
+    def check_suits(self, reference: ReferenceProblem) -> None:
+        """Whether the solver takes this class of problem, found out by handing it one.
+
+        Raises:
+            DeclarationError: if it does not.
+        """
+        for parameter in reference.parameters:
+            parameter.save_value(parameter.project(np.full(parameter.shape, 0.5)))
+        try:
+            reference.problem.get_problem_data(self.name, ignore_dpp=True)
+        except SolverError as error:
+            raise DeclarationError(f"solver {self.name!r} does not suit this problem: {error}") from error
+
     def _try_options(self) -> None:
         """Let the solver itself judge its options, on min x² s.t. x >= 1, at construction."""
         if not self._options:
             return
         x = cp.Variable()
+        problem = cp.Problem(cp.Minimize(cp.square(x)), [x >= 1])
         try:
-            self._run(cp.Problem(cp.Minimize(cp.square(x)), [x >= 1]), ignore_dpp=False)
+            data, chain, _ = problem.get_problem_data(self.name)
+            self._call(chain, problem, data)
         except Exception as error:
             options = ", ".join(f"{k}={v!r}" for k, v in self._options.items())
             raise DeclarationError(f"{self.name} refuses the options {options}: {error}") from error
@@ -70,7 +85,7 @@ class Cvxpy:
         claim = CLAIMS.get(solution.status, Status.FAILED)
         words = f"{self.name}: {solution.status}"
         iterations = int(solution.attr.get("num_iters") or 0)
-        if not solution.primal_vars or solution.status not in PRESENT:
+        if not solution.primal_vars or claim not in (Status.SOLVED, Status.INACCURATE):
             return *nowhere, claim, words, iterations
         x = [np.ravel(solution.primal_vars[v.id]) for v in reference.variables]
         y = [_dual(c, solution.dual_vars.get(c.id)) for c in constraints]
@@ -79,11 +94,13 @@ class Cvxpy:
     def _run(self, problem: cp.Problem, ignore_dpp: bool) -> Any:
         """`problem.solve` without its warnings, and without writing values into the problem."""
         data, chain, inverse = problem.get_problem_data(self.name, ignore_dpp=ignore_dpp)
-        options = {k: v for k, v in self._options.items() if k != "verbose"}
-        verbose = bool(self._options.get("verbose", False))
-        raw = chain.solve_via_data(problem, data, False, verbose, options)
+        raw = self._call(chain, problem, data)
         answer = chain.solver.invert(raw, inverse[-1])
-        return chain.invert(raw, inverse) if answer.status in PRESENT else answer
+        return chain.invert(raw, inverse) if answer.primal_vars else answer
+
+    def _call(self, chain: Any, problem: cp.Problem, data: Any) -> Any:
+        options = {k: v for k, v in self._options.items() if k != "verbose"}
+        return chain.solve_via_data(problem, data, False, bool(self._options.get("verbose")), options)
 
 
 def assign(reference: ReferenceProblem, theta: tuple[Array, ...]) -> None:

@@ -20,7 +20,10 @@ from optlayer.engines.cvxpy import assign
 from optlayer.engines.per_thread import PerThread
 from optlayer.forms import Reference, ReferenceProblem
 
-SOLVERS = ("CLARABEL", "SCS")
+SOLVERS = {
+    "CLARABEL": {},
+    "SCS": {"eps_abs": 1e-9, "eps_rel": 1e-9},
+}
 RADII = (1e2, 1e4, 1e6)
 
 
@@ -53,7 +56,7 @@ class Proof:
         work = self._workspace.get()
         if _solve(work.elastic, work.reference, theta, (cp.OPTIMAL,)) is None:
             return None
-        x = _values(work.reference.variables)
+        x = _values(work.reference.variables)  # zeros where no constraint holds the variable
         amounts = [float(np.asarray(v.value).item()) for v in work.violations]
         return Elastic(x, dict(zip(self._names, amounts, strict=True)))
 
@@ -70,7 +73,7 @@ class Proof:
 
 
 def _values(variables: Any) -> Array:
-    return np.concatenate([np.ravel(v.value) for v in variables])
+    return np.concatenate([np.ravel(np.zeros(v.shape) if v.value is None else v.value) for v in variables])
 
 
 def _workspace(build: Callable[[], ReferenceProblem]) -> _Workspace:
@@ -99,10 +102,11 @@ def _solve(
 ) -> float | None:
     """The optimal value by the first solver with an accepted status; the variables hold x."""
     assign(reference, theta)
-    for solver in SOLVERS:
+    for solver, options in SOLVERS.items():
         try:
             data, chain, inverse = problem.get_problem_data(solver, ignore_dpp=True)
-            solution = chain.invert(chain.solve_via_data(problem, data), inverse)
+            raw = chain.solve_via_data(problem, data, solver_opts=options)
+            solution = chain.invert(raw, inverse)
         except Exception:
             continue
         if solution.status in accepted:

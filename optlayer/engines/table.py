@@ -18,7 +18,7 @@ def engines_for(
     """The engines of a layer, best first.
 
     A quadratic programme goes to Clarabel as matrices, then in units of its own data; anything else
-    through cvxpy; a failed sample is solved again by the next. A solver that was asked for by name is the only one.
+    through cvxpy; a failed sample is solved again by the next. A solver asked for by name is the only one.
 
     Raises:
         DeclarationError: for a solver that is not installed, or an option that it does not have.
@@ -29,6 +29,8 @@ def engines_for(
     first: Engine
     first = Clarabel(options) if quadratic and name == "CLARABEL" else Cvxpy(reference, name, options)
     if solver is not None:
+        if isinstance(first, Cvxpy):
+            first.check_suits(reference.build())
         return (first,)
     second_opinion = Cvxpy(reference, FALLBACKS[1], {})
     return (first, Clarabel(options, rescale=True), second_opinion) if quadratic else (first, second_opinion)

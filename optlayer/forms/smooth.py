@@ -181,6 +181,15 @@ class Instance:
     size: int  # B, which no parameter tells where there is none
 
     @cached_property
+    def magnitude(self) -> Float64[Tensor, "B 1"]:
+        """The largest entry of the parameters of each sample; 1 where there is none."""
+        sizes = [t.abs().reshape(self.size, -1) for t in self.theta if t.numel()]
+        if not sizes:
+            return torch.ones(self.size, 1, dtype=torch.float64)
+        largest = torch.cat(sizes, 1).amax(1, keepdim=True)
+        return torch.where(largest > 0, largest, 1.0)
+
+    @cached_property
     def origin(self) -> Local:
         """At x = 0: P, q, G, g₀, A, h₀, all there is to know of a quadratic programme."""
         zeros = (
