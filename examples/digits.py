@@ -115,7 +115,7 @@ def draw_accuracy(axis: Axes, run: Run) -> None:
 
 
 def draw_counts(axis: Axes, shares: Tensor) -> None:
-    counts = (shares > ZERO).sum(1).bincount(minlength=6)[1:6]
+    counts = (shares > ZERO).sum(1).bincount(minlength=6)[1:6].tolist()
     bars = axis.bar(range(1, 6), counts, color=BLUE, width=0.7)
     axis.bar_label(bars, fontsize=8, color=MUTED)
     axis.set(title="classes left by sparsemax", xticks=range(1, 6), yticks=[])
@@ -133,7 +133,7 @@ def draw_digits(canvas: SubFigure, test: Data, shares: Tensor, columns: int = 8)
     for (name, chosen), images, bars in zip(rows.items(), axes[::2], axes[1::2]):
         images[0].set_ylabel(name, rotation=90, labelpad=8, fontsize=10)
         for i, image, bar in zip(chosen, images, bars):
-            image.imshow(test.images[i].reshape(8, 8), cmap="gray_r", interpolation="nearest")
+            image.imshow(test.images[i].reshape(8, 8).numpy(), cmap="gray_r", interpolation="nearest")
             image.set(xticks=[], yticks=[])
             image.spines[:].set_visible(False)
             draw_shares(bar, shares[i], int(test.labels[i]))
@@ -141,7 +141,7 @@ def draw_digits(canvas: SubFigure, test: Data, shares: Tensor, columns: int = 8)
 
 def draw_shares(axis: Axes, share: Tensor, label: int) -> None:
     colors = [GREEN if k == label else RED for k in range(CLASSES)]
-    axis.bar(range(CLASSES), share, color=colors, width=0.8)
+    axis.bar(range(CLASSES), share.tolist(), color=colors, width=0.8)
     axis.set(ylim=(0, 1), xlim=(-0.7, 9.7), yticks=[])
     axis.set_xticks(range(CLASSES), [str(k) if share[k] > ZERO else "" for k in range(CLASSES)])
     axis.tick_params(length=0, labelsize=8, pad=1)

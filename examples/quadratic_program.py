@@ -83,7 +83,7 @@ def draw(J: dict[str, Tensor], path: Path) -> None:
         1, 4, figsize=(11, 3.3), sharey=True, width_ratios=[74, 100, 40, 50]
     )
     for axis, (name, (panel, columns)) in zip(axes, panels.items()):
-        image = axis.imshow(panel, cmap="RdBu_r", norm=scale, aspect="auto")
+        image = axis.imshow(panel.numpy(), cmap="RdBu_r", norm=scale, aspect="auto")
         axis.set_title(name)
         axis.spines[:].set_visible(False)
         axis.set(xticks=[], yticks=[])

@@ -99,4 +99,6 @@ def _compare(message: str, got: Tensor, expected: Tensor) -> None:
     gap = (got - expected).abs().max().item()
     scale = expected.abs().max().clamp_min(1e-3).item()
     if not gap <= TOLERANCE * scale:
-        raise DeclarationError(f"{message} by {gap:.3g} ({gap / scale:.1e} relative); they must be one function")
+        raise DeclarationError(
+            f"{message} by {gap:.3g} ({gap / scale:.1e} relative); they must be one function"
+        )

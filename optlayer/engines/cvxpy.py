@@ -93,7 +93,9 @@ class Cvxpy:
 
     def _run(self, problem: cp.Problem, ignore_dpp: bool) -> Any:
         """`problem.solve` without its warnings, and without writing values into the problem."""
-        data, chain, inverse = problem.get_problem_data(self.name, ignore_dpp=ignore_dpp)
+        data, chain, inverse = problem.get_problem_data(
+            self.name, ignore_dpp=ignore_dpp, solver_opts=self._options
+        )
         raw = self._call(chain, problem, data)
         answer = chain.solver.invert(raw, inverse[-1])
         return chain.invert(raw, inverse) if answer.primal_vars else answer

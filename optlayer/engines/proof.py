@@ -1,14 +1,14 @@
 r"""Proofs of failure: a solver's "infeasible" or "unbounded" is a claim until it is shown here.
 
-Infeasible. The elastic problem  min Σ_i max(g_i, 0) + Σ_j |h_j|  over the domain of f always has a
-solution; if its best point still violates a constraint, none satisfies them all, and it says which.
+Infeasible. The elastic problem  min Σ_i t_i  s.t. g <= t, |h| <= t, t >= 0  over the domain of f always
+has a solution; if its best point still violates a constraint, none satisfies them all, and it says which.
 
 Unbounded. Let p(R) = min f over the feasible x with |x| <= R. Along R = r, r², r³ (relative to the data)
 a function without lower bound keeps falling; one whose infimum is merely not attained levels off.
 The points are handed out, and judged by whoever knows f and g: solvers are not believed here either.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Elastic:
 class _Workspace:
     reference: ReferenceProblem
     elastic: cp.Problem
-    violations: list[cp.Expression]
+    violations: Sequence[cp.Expression]
     boxed: cp.Problem
     radius: cp.Parameter
 
@@ -78,20 +78,27 @@ def _values(variables: Any) -> Array:
 
 def _workspace(build: Callable[[], ReferenceProblem]) -> _Workspace:
     reference = build()
-    amounts: list[cp.Expression] = [cp.max(cp.pos(c.expr)) for c in reference.inequalities]
-    amounts += [cp.max(cp.abs(c.expr)) for c in reference.equalities]
-    elastic = cp.Problem(cp.Minimize(cp.sum(cp.hstack(amounts)) if amounts else 0), _domain(reference))
+    constraints = [*reference.inequalities, *reference.equalities]
+    slacks = [cp.Variable(c.shape) for c in constraints]
+    elastic = [c.expr <= t for c, t in zip(constraints, slacks, strict=True)]
+    two_sided = zip(reference.equalities, slacks[len(reference.inequalities) :], strict=True)
+    elastic += [-c.expr <= t for c, t in two_sided]
+    elastic += [t >= 0 for t in slacks]
+    amounts = [cp.max(t) for t in slacks]
     radius = cp.Parameter(nonneg=True, value=1.0)
     box = [cp.norm_inf(cp.vec(v, order="C")) <= radius for v in reference.variables]
     boxed = cp.Problem(reference.problem.objective, [*reference.problem.constraints, *box])
-    return _Workspace(reference, elastic, amounts, boxed, radius)
+    total = cp.Minimize(sum(cp.sum(t) for t in slacks))
+    return _Workspace(reference, cp.Problem(total, [*elastic, *_domain(reference)]), amounts, boxed, radius)
 
 
 def _domain(reference: ReferenceProblem) -> list[Any]:
     """Where every function of the problem is defined."""
     constraints = [*reference.inequalities, *reference.equalities]
     domain = list(reference.problem.objective.expr.domain)
-    return domain + [d for c in constraints for d in c.expr.domain]
+    domain += [d for c in constraints for d in c.expr.domain]
+    # quad_over_lin(x, 1) says 0 <= 1, and a constraint without variables breaks cvxpy's Clarabel interface
+    return [d for d in domain if d.variables()]
 
 
 def _solve(
@@ -104,7 +111,7 @@ def _solve(
     assign(reference, theta)
     for solver, options in SOLVERS.items():
         try:
-            data, chain, inverse = problem.get_problem_data(solver, ignore_dpp=True)
+            data, chain, inverse = problem.get_problem_data(solver, ignore_dpp=True, solver_opts=options)
             raw = chain.solve_via_data(problem, data, solver_opts=options)
             solution = chain.invert(raw, inverse)
         except Exception:
