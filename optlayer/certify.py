@@ -6,9 +6,12 @@ A solver's word is never enough. Every row is divided by the size of the terms t
     primal        max(g, 0), |h|     against   |G||x| + |g - Gx|,  |A||x| + |h - Ax|
 
 so that neither the scale of the objective, nor of a row, nor of a coordinate can turn a wrong answer
-into a right one or the reverse: max(1, ·) appears nowhere. A row made of nothing, 0/0, passes. Where
-x* = 0 every term vanishes with the residual; a floor of FLOOR times the largest row of its kind,
-and times what an x as large as the data would make, keeps rounding from failing such rows.
+into a right one or the reverse: max(1, ·) appears nowhere. A row made of nothing, 0/0, passes; a
+floor of FLOOR times the largest row of its kind keeps rounding from failing rows of zeros.
+
+Where x* = 0 the terms of a row may vanish with its residual although the data do not. Rows that fail
+are therefore judged once more, against what a relative change of the data could make of them,
+|∂F/∂θ||θ|: the componentwise backward error of Oettli & Prager (1964).
 """
 
 from typing import NamedTuple
@@ -30,34 +33,45 @@ class Scales(NamedTuple):
     inequality: Float64[Tensor, "B m"]
     equality: Float64[Tensor, "B p"]
     multiplier: Float64[Tensor, "B m"]  # the size of λ_i that would matter in stationarity
+    slack: Float64[Tensor, "B m"]  # the size of -g_i that x as long as the problem's length makes
 
     @property
     def tau(self) -> Float64[Tensor, "B m"]:
         """τ, which brings λ and g to one size; 1 where either has no scale."""
-        ratio = self.inequality / self.multiplier
+        ratio = self.slack / self.multiplier
         return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
 
+    def plus(self, data: Float64[Tensor, "B N"]) -> "Scales":
+        """With the rows' sensitivity to the data, |∂F/∂θ||θ|, added."""
+        sizes = [part.shape[1] for part in self[:3]]
+        x, g, h = data.split(sizes, 1)
+        return self._replace(
+            stationarity=self.stationarity + x, inequality=self.inequality + g, equality=self.equality + h
+        )
 
-def scales(at: Local, point: Point, data: Float64[Tensor, "B 1"]) -> Scales:
-    """The scale of every row at a point; `data` is the size of the parameters."""
+
+def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
+    """The scale of every row at a point; `unit` is a length to fall back on where x* = 0."""
     x, lam, nu = (a.abs() for a in point)
     H, G, A = at.hessian.abs(), at.G.abs(), at.A.abs()
-    length = torch.maximum(_length(at, point), data)
+    length = _length(at, point).clamp_min(unit)
     curvature = _product(H, x)
     stationarity = curvature + at.gradient.abs() + _product(G.mT, lam) + _product(A.mT, nu)
     largest = _largest(stationarity)
+    row = _largest(G, keepdim=False)
+    inequality = _row_scale(at.G, at.g, point.x)
     return Scales(
         stationarity + FLOOR * (largest + H.sum(2) * length),
-        _row_scale(at.G, at.g, point.x, length),
-        _row_scale(at.A, at.h, point.x, length),
-        largest / _largest(G, keepdim=False),
+        inequality + FLOOR * row * length,
+        _row_scale(at.A, at.h, point.x) + FLOOR * _largest(A, keepdim=False) * length,
+        largest / row,
+        inequality + row * length,
     )
 
 
-def _row_scale(G: Tensor, g: Tensor, x: Tensor, length: Tensor) -> Tensor:
-    """|G||x| + |g - Gx|, and the floor from the length scale of the problem."""
-    constant = g - _product(G, x)
-    return _product(G.abs(), x.abs()) + constant.abs() + FLOOR * _largest(G, keepdim=False) * length
+def _row_scale(G: Tensor, g: Tensor, x: Tensor) -> Tensor:
+    """|G||x| + |g - Gx|."""
+    return _product(G.abs(), x.abs()) + (g - _product(G, x)).abs()
 
 
 def _length(at: Local, point: Point) -> Float64[Tensor, "B 1"]:

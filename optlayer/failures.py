@@ -76,7 +76,7 @@ def _violation(sample: Instance, x: np.ndarray) -> float:
     primal = torch.from_numpy(x)[None]
     point = Point(primal, primal.new_zeros(1, sample.form.m), primal.new_zeros(1, sample.form.p))
     at = sample.at(point)
-    return certify.residuals(at, point, certify.scales(at, point, sample.magnitude)).primal.item()
+    return certify.residuals(at, point, certify.scales(at, point, sample.unit)).primal.item()
 
 
 def _value(sample: Instance, x: np.ndarray) -> float:

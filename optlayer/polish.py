@@ -28,7 +28,7 @@ TARGET = 1e-14  # relative residual at which there is nothing left to gain
 PATIENCE = 4  # steps without progress
 MAX_STEPS = 40
 HALVINGS = 30
-KINK = 1e-10  # |v| below KINK times its scale is a tie
+KINK = 1e-10  # λ and g both below KINK times their scales are a tie
 DEEPEST, HIGHEST = -300.0, 50.0  # exponents of one logarithmic step
 
 
@@ -53,7 +53,7 @@ def polish(problem: Instance, start: Point) -> Polished:
     domain = _Domain(problem, start.x)
     start = Point(domain.project(start.x), start.lam, start.nu)
     at = problem.at(start)
-    scale = scales(at, start, problem.magnitude)
+    scale = scales(at, start, problem.unit)
     tau = scale.tau
     now = _Iterate(start.x, tau * start.lam + at.g.clamp_max(0.0), start.nu, start.x[:, 0])
     now = now._replace(merit=_merit(at, now, tau, scale))
@@ -72,7 +72,7 @@ def polish(problem: Instance, start: Point) -> Polished:
 def restlessness(problem: Instance, point: Point) -> Float64[Tensor, " B"]:
     """How far one more Newton step would move x, relative to x; near 0 at an attained minimum."""
     at = problem.at(point)
-    tau = scales(at, point, problem.magnitude).tau
+    tau = scales(at, point, problem.unit).tau
     now = _Iterate(point.x, tau * point.lam + at.g.clamp_max(0.0), point.nu, point.x[:, 0])
     dx, _, _ = _newton(problem.form, now, at, tau)
     return dx.abs().amax(1) / point.x.abs().amax(1)
@@ -94,7 +94,7 @@ def _step(
         full = _where(running, _Iterate(domain.move(now.x, t[:, None] * dx), v, nu, now.merit), now)
         point = _point(full, tau)
         new_at = problem.at(point)
-        new_scale = scales(new_at, point, problem.magnitude)
+        new_scale = scales(new_at, point, problem.unit)
         merit = torch.where(domain.holds(full.x), _merit(new_at, full, tau, new_scale), torch.inf)
         if (merit.isfinite() | ~running).all():
             break
@@ -130,10 +130,10 @@ def _settle(problem: Instance, best: _Iterate, tau: Tensor) -> Polished:
     """Read λ, form v anew in the final scale, snap ties to the kink."""
     point = _point(best, tau)
     at = problem.at(point)
-    scale = scales(at, point, problem.magnitude)
+    scale = scales(at, point, problem.unit)
     tau = scale.tau
+    tie = (point.lam <= KINK * scale.multiplier) & (at.g.abs() <= KINK * scale.slack)
     v = torch.where(point.lam > 0, tau * point.lam, at.g.clamp_max(0.0))
-    tie = (v.abs() <= KINK * scale.inequality) & (at.g.abs() <= KINK * scale.inequality)
     v = torch.where(tie, 0.0, v)
     point = point._replace(lam=nonnegative.project(v) / tau)
     return Polished(point, torch.cat([point.x, v, point.nu], 1), tau, tie.any(1))

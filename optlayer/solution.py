@@ -44,10 +44,14 @@ class Residuals:
     complementarity: Float64[Tensor, "*batch"]  # min(λ, -g)
 
     @property
+    def stacked(self) -> Float64[Tensor, "*batch 4"]:
+        """The four, in the order above."""
+        return torch.stack([self.stationarity, self.primal, self.dual, self.complementarity], -1)
+
+    @property
     def worst(self) -> Float64[Tensor, "*batch"]:
         """The largest of the four."""
-        rows = (self.stationarity, self.primal, self.dual, self.complementarity)
-        return torch.stack(rows).amax(0)
+        return self.stacked.amax(-1)
 
 
 @dataclass(frozen=True)

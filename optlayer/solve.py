@@ -90,7 +90,7 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     pending = torch.ones(size, dtype=torch.bool)
     pending[list(failed)] = False
     for answer in _answers(plan, call, problem, pending):
-        attempt = _examine(problem, answer(), pending)
+        attempt = _examine(problem, answer(), pending, plan.tolerance)
         certified = pending & (attempt.residuals.amax(1) <= plan.tolerance)
         _take(outcome, certified, attempt)
         pending &= ~certified
@@ -121,7 +121,7 @@ def _previous(start: Point, rows: Tensor) -> Answer:
     return Answer(x, np.hstack([lam, nu]), (Status.INACCURATE,) * k, words, np.zeros(k, dtype=np.int64))
 
 
-def _examine(problem: Instance, answer: Answer, rows: Tensor) -> _Attempt:
+def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) -> _Attempt:
     """Polish and certificate on the whole batch: a sample must not feel who else is pending."""
     form, index = problem.form, _indices(rows)
     x, y = (torch.full((len(rows), k), torch.nan, dtype=torch.float64) for k in (form.n, form.m + form.p))
@@ -130,12 +130,24 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor) -> _Attempt:
     iterations[index] = torch.from_numpy(answer.iterations)
     lam, nu = y.split([form.m, form.p], 1)
     polished = polish(problem, Point(x, lam.clamp_min(0.0), nu))
-    at = problem.at(polished.point)
-    found = certify.residuals(at, polished.point, certify.scales(at, polished.point, problem.magnitude))
-    residuals = torch.stack([found.stationarity, found.primal, found.dual, found.complementarity], 1)
+    residuals = _certificate(problem, polished, tolerance)
     named = index.tolist()
     claims = dict(zip(named, answer.claims, strict=True))
     return _Attempt(polished, residuals, iterations, claims, dict(zip(named, answer.words, strict=True)))
+
+
+def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float64[Tensor, "B 4"]:
+    """The four residuals; samples that fail are judged once more against the size of the data."""
+    at = problem.at(found.point)
+    scale = certify.scales(at, found.point, problem.unit)
+    rows = certify.residuals(at, found.point, scale).stacked
+    for i in _indices(rows.amax(1) > tolerance).tolist():
+        sample, (u, tau) = problem.sample(i), (found.u[i : i + 1], found.tau[i : i + 1])
+        point = problem.form.recover(u, tau)
+        at = sample.at(point)
+        scale = certify.scales(at, point, sample.unit).plus(sample.sensitivity(u, tau))
+        rows[i] = certify.residuals(at, point, scale).stacked[0]
+    return rows
 
 
 def _nothing_yet(plan: Plan, size: int) -> Outcome:
@@ -166,7 +178,7 @@ def _explain_claims(
     for i in _indices(pending).tolist():
         claim = attempt.claims[i]
         if claim in (Status.INFEASIBLE, Status.UNBOUNDED):
-            failure = failures.proven(plan, _one(problem, i), claim, attempt.words[i])
+            failure = failures.proven(plan, problem.sample(i), claim, attempt.words[i])
             if failure is not None:
                 failed[i], pending[i] = failure, False
 
@@ -176,7 +188,7 @@ def _explain_rest(
 ) -> None:
     """No engine has an answer, and none was proven to be missing: say what is known."""
     for i in _indices(pending).tolist():
-        sample, words, claim = _one(problem, i), attempt.words[i], attempt.claims[i]
+        sample, words, claim = problem.sample(i), attempt.words[i], attempt.claims[i]
         failure = None
         if claim not in (Status.INFEASIBLE, Status.UNBOUNDED):
             failure = failures.proven(plan, sample, claim, words)
@@ -193,10 +205,6 @@ def _report(plan: Plan, call: Call, failed: dict[int, Failure], size: int) -> No
     if plan.raises:
         raise error
     call.errors.append(error)
-
-
-def _one(problem: Instance, i: int) -> Instance:
-    return Instance(problem.form, tuple(t[i : i + 1] for t in problem.theta), 1)
 
 
 def _indices(rows: Tensor) -> Tensor:

@@ -55,29 +55,31 @@ class Clarabel:
         return replace(answer, x=answer.x * unit_x, y=answer.y * unit_y)
 
     def _solve(self, program: ConeProgram) -> Answer:
-        P, A = _Csc(np.triu(program.P_pattern)), _Csc(program.A_pattern)
-        cones = [clarabel.ZeroConeT(program.K.zero), clarabel.NonnegativeConeT(program.K.nonnegative)]
-        P_data, A_data, settings = P.data(program.P), A.data(program.A), self._settings()
-        samples = zip(P_data, program.q, A_data, program.b, strict=True)
-        return _collect(
-            [_solve_one(P.at(p), q, A.at(a), b, cones, settings) for p, q, a, b in samples], program
-        )
+        P, A = _Csc(np.triu(program.P_pattern), program.P), _Csc(program.A_pattern, program.A)
+        cones = [
+            clarabel.ZeroConeT(program.K.zero),
+            clarabel.NonnegativeConeT(program.K.nonnegative),
+        ]
+        settings = self._settings()
+        solutions = [
+            _solve_one(P.at(i), q, A.at(i), b, cones, settings)
+            for i, (q, b) in enumerate(zip(program.q, program.b, strict=True))
+        ]
+        return _collect(solutions, program)
 
 
 class _Csc:
-    """A sparsity pattern, shared by every sample of a batch."""
+    """One sparse matrix, filled with one sample of a batch after the other."""
 
-    def __init__(self, pattern: Array) -> None:
-        self.columns, self.rows = np.nonzero(pattern.T)
-        self.shape = pattern.shape
-        self.indptr = np.searchsorted(self.columns, np.arange(pattern.shape[1] + 1))
+    def __init__(self, pattern: Array, dense: Array) -> None:
+        columns, rows = np.nonzero(pattern.T)
+        indptr = np.searchsorted(columns, np.arange(pattern.shape[1] + 1))
+        self._entries = np.ascontiguousarray(dense[:, rows, columns])  # (B, nnz)
+        self._matrix = sparse.csc_matrix((np.zeros(len(rows)), rows, indptr), shape=pattern.shape)
 
-    def data(self, dense: Array) -> Array:
-        """(B, rows, columns) -> the stored entries, (B, nnz)."""
-        return np.ascontiguousarray(dense[:, self.rows, self.columns])
-
-    def at(self, data: Array) -> sparse.csc_matrix:
-        return sparse.csc_matrix((data, self.rows, self.indptr), shape=self.shape)
+    def at(self, i: int) -> sparse.csc_matrix:
+        self._matrix.data = self._entries[i]
+        return self._matrix
 
 
 def _solve_one(P: Any, q: Array, A: Any, b: Array, cones: Any, settings: Any) -> Any:

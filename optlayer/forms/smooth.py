@@ -88,9 +88,10 @@ class SmoothForm:
 
     def residual(self, u: Float64[Tensor, "B N"], *data: Tensor) -> Float64[Tensor, "B N"]:
         """F(u; θ, τ), batched; data = (*theta, tau)."""
-        return vmap(self._residual)(u, *data)
+        return vmap(self.residual_one)(u, *data)
 
-    def _residual(self, u: Float64[Tensor, " N"], *data: Tensor) -> Float64[Tensor, " N"]:
+    def residual_one(self, u: Float64[Tensor, " N"], *data: Tensor) -> Float64[Tensor, " N"]:
+        """F(u; θ, τ), one sample."""
         *theta, tau = data
         x, v, nu = self.split(u)
         lam = nonnegative.project(v) / tau
@@ -180,14 +181,22 @@ class Instance:
     theta: tuple[Float64[Tensor, "B ..."], ...]
     size: int  # B, which no parameter tells where there is none
 
-    @cached_property
-    def magnitude(self) -> Float64[Tensor, "B 1"]:
-        """The largest entry of the parameters of each sample; 1 where there is none."""
-        sizes = [t.abs().reshape(self.size, -1) for t in self.theta if t.numel()]
-        if not sizes:
-            return torch.ones(self.size, 1, dtype=torch.float64)
-        largest = torch.cat(sizes, 1).amax(1, keepdim=True)
-        return torch.where(largest > 0, largest, 1.0)
+    @property
+    def unit(self) -> float:
+        """A length for x where nothing else gives one: without parameters, the user's own unit."""
+        return 0.0 if self.theta else 1.0
+
+    def sample(self, i: int) -> "Instance":
+        """One sample, as a batch of one."""
+        return Instance(self.form, tuple(t[i : i + 1] for t in self.theta), 1)
+
+    def sensitivity(self, u: Tensor, tau: Tensor) -> Float64[Tensor, "B N"]:
+        """|∂F/∂θ||θ| at a root, row by row: what a relative change of the data makes of F."""
+        total = torch.zeros_like(u)
+        for position, value in enumerate(self.theta):
+            jacobian = vmap(jacrev(self.form.residual_one, position + 1))(u, *self.theta, tau)
+            total += (jacobian * value.unsqueeze(1)).abs().reshape(*u.shape, -1).sum(2)
+        return total
 
     @cached_property
     def origin(self) -> Local:
