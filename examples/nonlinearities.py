@@ -131,9 +131,7 @@ def draw(of: Nonlinearity, above: Axes, below: Axes) -> None:
 
 
 def figure(problems: list[Nonlinearity], path: Path) -> None:
-    canvas, axes = plt.subplots(
-        2, 4, figsize=(11, 4.6), sharex="col", sharey="row", height_ratios=[1.5, 1]
-    )
+    canvas, axes = plt.subplots(2, 4, figsize=(11, 4.6), sharex="col", sharey="row", height_ratios=[1.5, 1])
     for problem, above, below in zip(tqdm(problems, desc="drawing"), *axes):
         draw(problem, above, below)
     axes[0, 0].set(ylabel="argmin", ylim=(-0.06, 1.06))

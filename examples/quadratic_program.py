@@ -79,9 +79,7 @@ def draw(J: dict[str, Tensor], path: Path) -> None:
         "$A$": (J["A"], [N] * EQUALITIES),
     }
     scale = SymLogNorm(linthresh=0.1, vmin=-10, vmax=10)
-    canvas, axes = plt.subplots(
-        1, 4, figsize=(11, 3.3), sharey=True, width_ratios=[74, 100, 40, 50]
-    )
+    canvas, axes = plt.subplots(1, 4, figsize=(11, 3.3), sharey=True, width_ratios=[74, 100, 40, 50])
     for axis, (name, (panel, columns)) in zip(axes, panels.items()):
         image = axis.imshow(panel.numpy(), cmap="RdBu_r", norm=scale, aspect="auto")
         axis.set_title(name)

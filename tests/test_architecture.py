@@ -15,12 +15,14 @@ ROOT = Path(__file__).parent.parent / "optlayer"
 
 FLOORS = [
     {"errors", "solution"},
-    {"linsolve"},
+    {"linsolve", "batch", "report", "modes"},
     {"implicit"},
     {"cones"},
     {"forms"},
     {"certify"},
     {"polish", "declare", "engines"},
+    {"plan"},
+    {"failures"},
     {"solve"},
     {"layer"},
     {"layers", "compat", "diagnostics", "plot"},
@@ -58,9 +60,7 @@ def _name(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imports(
-    tree: ast.Module, name: str, path: Path, modules: set[str]
-) -> Iterator[tuple[str, int]]:
+def _imports(tree: ast.Module, name: str, path: Path, modules: set[str]) -> Iterator[tuple[str, int]]:
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -6,7 +6,7 @@ import cvxpy as cp
 import numpy as np
 from cvxpy.error import SolverError
 
-from optlayer.engines import Answer, Array
+from optlayer.engines import Answer, Array, chain
 from optlayer.engines.per_thread import PerThread
 from optlayer.errors import DeclarationError
 from optlayer.forms import Reference, ReferenceProblem
@@ -42,8 +42,8 @@ class Cvxpy:
         Raises:
             DeclarationError: if it does not.
         """
-        for parameter in reference.parameters:
-            parameter.save_value(parameter.project(np.full(parameter.shape, 0.5)))
+        halves = [p.project(np.full(p.shape, 0.5)) for p in reference.parameters]
+        chain.assign(reference.parameters, halves)
         try:
             reference.problem.get_problem_data(self.name, ignore_dpp=True)
         except SolverError as error:
@@ -56,8 +56,7 @@ class Cvxpy:
         x = cp.Variable()
         problem = cp.Problem(cp.Minimize(cp.square(x)), [x >= 1])
         try:
-            data, chain, _ = problem.get_problem_data(self.name)
-            self._call(chain, problem, data)
+            chain.run(problem, self.name, self._options, ignore_dpp=False)
         except Exception as error:
             options = ", ".join(f"{k}={v!r}" for k, v in self._options.items())
             raise DeclarationError(f"{self.name} refuses the options {options}: {error}") from error
@@ -78,8 +77,8 @@ class Cvxpy:
         constraints = [*reference.inequalities, *reference.equalities]
         nowhere = (_nans(reference.variables), _nans(constraints))
         try:
-            assign(reference, theta)
-            solution = self._run(reference.problem, ignore_dpp)
+            chain.assign(reference.parameters, theta)
+            solution = chain.run(reference.problem, self.name, self._options, ignore_dpp)
         except Exception as error:
             return *nowhere, Status.FAILED, f"{self.name} raised {type(error).__name__}: {error}", 0
         claim = CLAIMS.get(solution.status, Status.FAILED)
@@ -87,43 +86,9 @@ class Cvxpy:
         iterations = int(solution.attr.get("num_iters") or 0)
         if not solution.primal_vars or claim not in (Status.SOLVED, Status.INACCURATE):
             return *nowhere, claim, words, iterations
-        x = [np.ravel(solution.primal_vars[v.id]) for v in reference.variables]
-        y = [_dual(c, solution.dual_vars.get(c.id)) for c in constraints]
-        return _concatenate(x), _concatenate(y), claim, words, iterations
-
-    def _run(self, problem: cp.Problem, ignore_dpp: bool) -> Any:
-        """`problem.solve` without its warnings, and without writing values into the problem."""
-        data, chain, inverse = problem.get_problem_data(
-            self.name, ignore_dpp=ignore_dpp, solver_opts=self._options
-        )
-        raw = self._call(chain, problem, data)
-        answer = chain.solver.invert(raw, inverse[-1])
-        return chain.invert(raw, inverse) if answer.primal_vars else answer
-
-    def _call(self, chain: Any, problem: cp.Problem, data: Any) -> Any:
-        options = {k: v for k, v in self._options.items() if k != "verbose"}
-        return chain.solve_via_data(problem, data, False, bool(self._options.get("verbose")), options)
-
-
-def assign(reference: ReferenceProblem, theta: tuple[Array, ...]) -> None:
-    """Set the parameters of a private copy; what may enter was checked against the attributes."""
-    for parameter, value in zip(reference.parameters, theta, strict=True):
-        if parameter.attributes["diag"] or parameter.sparse_idx is not None:
-            parameter.value = value
-        else:
-            parameter.save_value(value)
-
-
-def _dual(constraint: Any, value: Any) -> Array:
-    """A constraint's multiplier in C order; cvxpy hands out Fortran order, or nothing at all."""
-    if value is None:
-        return np.zeros(constraint.size)
-    return np.ravel(np.reshape(value, constraint.shape, order="F"))
+        y = [chain.multiplier(c, solution) for c in constraints]
+        return chain.values(reference, solution), np.concatenate([*y, []]), claim, words, iterations
 
 
 def _nans(parts: Any) -> Array:
     return np.full(sum(part.size for part in parts), np.nan)
-
-
-def _concatenate(parts: list[Array]) -> Array:
-    return np.concatenate(parts) if parts else np.zeros(0)

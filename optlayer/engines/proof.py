@@ -15,8 +15,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
-from optlayer.engines import Array
-from optlayer.engines.cvxpy import assign
+from optlayer.engines import Array, chain
 from optlayer.engines.per_thread import PerThread
 from optlayer.forms import Reference, ReferenceProblem
 
@@ -39,7 +38,7 @@ class Elastic:
 class _Workspace:
     reference: ReferenceProblem
     elastic: cp.Problem
-    violations: Sequence[cp.Expression]
+    slacks: Sequence[cp.Variable]
     boxed: cp.Problem
     radius: cp.Parameter
 
@@ -54,11 +53,11 @@ class Proof:
     def least_violation(self, theta: tuple[Array, ...]) -> Elastic | None:
         """The elastic solution, or None where no solver finds it."""
         work = self._workspace.get()
-        if _solve(work.elastic, work.reference, theta, (cp.OPTIMAL,)) is None:
+        solution = _solve(work.elastic, work.reference, theta, (cp.OPTIMAL,))
+        if solution is None:
             return None
-        x = _values(work.reference.variables)  # zeros where no constraint holds the variable
-        amounts = [float(np.asarray(v.value).item()) for v in work.violations]
-        return Elastic(x, dict(zip(self._names, amounts, strict=True)))
+        amounts = [float(np.max(solution.primal_vars[slack.id], initial=0.0)) for slack in work.slacks]
+        return Elastic(chain.values(work.reference, solution), dict(zip(self._names, amounts, strict=True)))
 
     def boxed_minimizers(self, theta: tuple[Array, ...]) -> list[Array]:
         """argmin f over the feasible x with |x| <= R for R = r, r², r³; fewer where no solver finds one."""
@@ -67,13 +66,10 @@ class Proof:
         for radius in RADII:
             work.radius.value = radius * size
             accepted = (cp.OPTIMAL, cp.OPTIMAL_INACCURATE)
-            if _solve(work.boxed, work.reference, theta, accepted) is not None:
-                found.append(_values(work.reference.variables))
+            solution = _solve(work.boxed, work.reference, theta, accepted)
+            if solution is not None:
+                found.append(chain.values(work.reference, solution))
         return found
-
-
-def _values(variables: Any) -> Array:
-    return np.concatenate([np.ravel(np.zeros(v.shape) if v.value is None else v.value) for v in variables])
 
 
 def _workspace(build: Callable[[], ReferenceProblem]) -> _Workspace:
@@ -84,12 +80,11 @@ def _workspace(build: Callable[[], ReferenceProblem]) -> _Workspace:
     two_sided = zip(reference.equalities, slacks[len(reference.inequalities) :], strict=True)
     elastic += [-c.expr <= t for c, t in two_sided]
     elastic += [t >= 0 for t in slacks]
-    amounts = [cp.max(t) for t in slacks]
     radius = cp.Parameter(nonneg=True, value=1.0)
     box = [cp.norm_inf(cp.vec(v, order="C")) <= radius for v in reference.variables]
     boxed = cp.Problem(reference.problem.objective, [*reference.problem.constraints, *box])
     total = cp.Minimize(sum(cp.sum(t) for t in slacks))
-    return _Workspace(reference, cp.Problem(total, [*elastic, *_domain(reference)]), amounts, boxed, radius)
+    return _Workspace(reference, cp.Problem(total, [*elastic, *_domain(reference)]), slacks, boxed, radius)
 
 
 def _domain(reference: ReferenceProblem) -> list[Any]:
@@ -106,17 +101,14 @@ def _solve(
     reference: ReferenceProblem,
     theta: tuple[Array, ...],
     accepted: tuple[str, ...],
-) -> float | None:
-    """The optimal value by the first solver with an accepted status; the variables hold x."""
-    assign(reference, theta)
+) -> Any:
+    """The solution by the first solver with an accepted status."""
+    chain.assign(reference.parameters, theta)
     for solver, options in SOLVERS.items():
         try:
-            data, chain, inverse = problem.get_problem_data(solver, ignore_dpp=True, solver_opts=options)
-            raw = chain.solve_via_data(problem, data, solver_opts=options)
-            solution = chain.invert(raw, inverse)
-        except Exception:
+            solution = chain.run(problem, solver, options, ignore_dpp=True)
+        except Exception:  # a proof that fails is no proof
             continue
         if solution.status in accepted:
-            problem.unpack(solution)
-            return float(problem.value)
+            return solution
     return None

@@ -1,5 +1,7 @@
 """How a layer is called: names, leading dimensions, types, and the errors for what does not fit."""
 
+import gc
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -202,7 +204,7 @@ def test_solved_in_double_precision_whatever_comes_in(rng):
 def test_types_are_promoted(rng):
     x, a, b = PLANE.parameters(rng)
     for dtypes in ((torch.float32, torch.float64, torch.float32), (torch.float16, torch.float32, torch.bfloat16)):
-        data = [tensor.to(dtype).requires_grad_() for tensor, dtype in zip((x, a, b), dtypes, strict=True)]
+        data = [tensor.clone().to(dtype).requires_grad_() for tensor, dtype in zip((x, a, b), dtypes, strict=True)]
         y = layer_of(PLANE)(*data)
         expected = torch.promote_types(torch.promote_types(*dtypes[:2]), dtypes[2])
         assert y.dtype == expected
@@ -261,17 +263,49 @@ def test_autocast_does_not_reach_inside(rng):
 def test_no_grad_and_inference_mode(rng):
     x = sample_sparsemax(rng, 4)[0].requires_grad_()
     expected = layer_of(SPARSEMAX)(x).detach()
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor), lambda tensor: tensor):
-        with torch.no_grad():
-            y = layer_of(SPARSEMAX)(x)
-        assert not y.requires_grad and y.grad_fn is None and not saved
-        with torch.inference_mode():
-            z = layer_of(SPARSEMAX)(x)
-            solution = layer_of(SPARSEMAX).solve(x)
-        assert z.is_inference() and not solution.value.requires_grad and not saved
+    with torch.no_grad():
+        y = layer_of(SPARSEMAX)(x)
+    assert not y.requires_grad and y.grad_fn is None
+    with torch.inference_mode():
+        z = layer_of(SPARSEMAX)(x)
+        solution = layer_of(SPARSEMAX).solve(x)
+    assert z.is_inference() and not solution.value.requires_grad
     assert torch.equal(y, expected) and torch.equal(z, expected)
     assert not layer_of(SPARSEMAX)(x.detach()).requires_grad
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_nothing_is_kept_for_a_backward(mode, rng):
+    """After the call the output is the only new tensor alive."""
+    layer, (x,) = build_sparsemax(), sample_sparsemax(rng, 4)
+    x.requires_grad_()
+
+    def alive():
+        gc.collect()
+        return sum(1 for thing in gc.get_objects() if type(thing) is torch.Tensor)
+
+    layer(x)  # whatever is made once
+    before = alive()
+    with mode():
+        y = layer(x)
+    assert alive() == before + 1 and y.shape == (4, 6)
+
+
+def test_under_saved_tensor_hooks(rng):
+    """Checkpointing and offloading work by such hooks; without gradients they see nothing."""
+    x = sample_sparsemax(rng, 4)[0].requires_grad_()
+    expected, = torch.autograd.grad(layer_of(SPARSEMAX)(x).square().sum(), x)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        with torch.no_grad():
+            layer_of(SPARSEMAX)(x)
+        assert not saved
+        y = layer_of(SPARSEMAX)(x)
+    assert saved
+    close(torch.autograd.grad(y.square().sum(), x)[0], expected, 1e-12)
+    with torch.autograd.graph.save_on_cpu():
+        y = layer_of(SPARSEMAX)(x)
+    close(torch.autograd.grad(y.square().sum(), x)[0], expected, 1e-12)
 
 
 def test_inference_tensors_as_data(rng):
@@ -298,7 +332,7 @@ def test_only_what_asks_gets_a_gradient(rng):
 def test_wrong_shape(name, got, expected):
     """One size at a time: the text names the parameter, what was expected, what came."""
     data = dict(zip("LqGhAb", QP.parameters(torch.Generator().manual_seed(0)), strict=True))
-    data[name] = torch.zeros(*got, dtype=torch.float64)
+    data[name] = torch.zeros(got, dtype=torch.float64)
     shape = ", ?".join(map(str, got))
     with pytest.raises(InputError, match=all_of(rf"\b{name}\b", expected, rf"\({shape},?\)|\[{shape}\]")) as caught:
         layer_of(QP)(**data)

@@ -5,6 +5,9 @@ import torch
 
 from .problems import SOFTMAX, build_relu, build_softmax, close, normal
 
+# dynamo asks intermediate tensors for their .grad after every graph break
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+
 
 class Model(torch.nn.Module):
     def __init__(self, layer):

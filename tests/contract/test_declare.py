@@ -136,7 +136,7 @@ def test_symmetric_variables(rng):
     x = normal(rng, 2, 3, 3)
     z = layer(x)
     close(z, (x + x.mT) / 2)
-    assert torch.equal(z, z.mT)
+    close(z, z.mT, 1e-14)
     assert torch.autograd.gradcheck(layer, (x.requires_grad_(),), check_forward_ad=True)
 
 
@@ -227,11 +227,11 @@ def test_branches_of_other_shapes():
 
 
 def test_a_constraint_with_a_sign():
-    with pytest.raises(DeclarationError, match=all_of("(?i)inequalit.*0", "<= ?0|x - z|difference|left|g")):
+    with pytest.raises(DeclarationError, match=all_of("(?i:inequalit.*0)", "<= ?0|x - z|difference|left|g")):
         declare(squares, [lambda z, x: z >= x])
-    with pytest.raises(DeclarationError, match="(?i)inequalit.*1"):
+    with pytest.raises(DeclarationError, match="(?i:inequalit.*1)"):
         declare(squares, [lambda z, x: -z, lambda z, x: z <= x])
-    with pytest.raises(DeclarationError, match="(?i)equalit.*0"):
+    with pytest.raises(DeclarationError, match="(?i:equalit.*0)"):
         declare(squares, [], [lambda z, x: z == x])
 
 
@@ -239,7 +239,7 @@ def test_a_list_of_constraints():
     def corridor(z, x):
         return [z - x, -z]
 
-    with pytest.raises(DeclarationError, match=all_of("corridor|(?i)inequalit.*0", "list")):
+    with pytest.raises(DeclarationError, match=all_of("corridor|(?i:inequalit.*0)", "list")):
         declare(squares, [corridor])
     with pytest.raises(DeclarationError, match="list"):
         declare(lambda z, x: [cp.sum_squares(z - x)])
@@ -255,12 +255,12 @@ def test_an_undeclared_leaf(leaf):
 
 
 def test_an_objective_that_is_no_scalar():
-    with pytest.raises(DeclarationError, match=all_of("(?i)objective", r"\(3,\)")):
+    with pytest.raises(DeclarationError, match=all_of("(?i:objective)", r"\(3,\)")):
         declare(lambda z, x: cp.square(z - x))
 
 
 def test_an_objective_with_a_sense():
-    with pytest.raises(DeclarationError, match="(?i)minimize|objective"):
+    with pytest.raises(DeclarationError, match="(?i:minimize|objective)"):
         declare(lambda z, x: cp.Minimize(cp.sum_squares(z - x)))
 
 
@@ -273,10 +273,10 @@ def test_nothing_returned():
 
 
 def test_something_that_is_no_callable():
-    with pytest.raises(DeclarationError, match="(?i)callable"):
+    with pytest.raises(DeclarationError, match="(?i:callable)"):
         z, x = cp.Variable(3), cp.Parameter(3)
         OptLayer([z], [x], cp.sum_squares(z - x))
-    with pytest.raises(DeclarationError, match="(?i)callable"):
+    with pytest.raises(DeclarationError, match="(?i:callable)"):
         declare(squares, [cp.Variable(3) <= 0])
 
 
@@ -285,7 +285,7 @@ def test_something_that_is_no_callable():
     ([cp.Parameter(3)], [cp.Parameter(3)]), ([cp.Variable(3)], [cp.Variable(3)]),
 ], ids=["tensor", "tensor-parameter", "parameter-as-variable", "variable-as-parameter"])
 def test_leaves_of_the_wrong_kind(variables, parameters):
-    with pytest.raises(DeclarationError, match="(?i)variable|parameter"):
+    with pytest.raises(DeclarationError, match="(?i:variable|parameter)"):
         OptLayer(variables, parameters, objective=squares)
 
 
@@ -296,19 +296,19 @@ def test_leaves_of_the_wrong_kind(variables, parameters):
     (lambda z, x: -cp.sum_squares(z - x), "sum_squares|quad_over_lin"),
     (lambda z, x: cp.sum(cp.log(z)), "log"),
     (lambda z, x: cp.sum(cp.multiply(z, z[::-1])), "z"),
-    (lambda z, x: cp.sum(cp.sqrt(z)), "sqrt|power"),
+    (lambda z, x: cp.sum(cp.sqrt(z)), "(?i:sqrt|power)"),
 ], ids=["concave", "log", "bilinear", "sqrt"])
 def test_an_objective_that_is_not_convex(objective, part):
-    with pytest.raises(DeclarationError, match=all_of("(?i)convex|dcp", "(?i)objective", part)):
+    with pytest.raises(DeclarationError, match=all_of("(?i:convex|dcp)", "(?i:objective)", part)):
         declare(objective)
 
 
 def test_constraints_that_are_not_convex():
-    with pytest.raises(DeclarationError, match=all_of("(?i)convex|dcp", "outside")):
+    with pytest.raises(DeclarationError, match=all_of("(?i:convex|dcp)", "outside")):
         def outside(z, x):
             return 1 - cp.sum_squares(z)
         declare(squares, [outside])
-    with pytest.raises(DeclarationError, match=all_of("(?i)affine|convex|dcp", "sphere")):
+    with pytest.raises(DeclarationError, match=all_of("(?i:affine|convex|dcp)", "sphere")):
         def sphere(z, x):
             return cp.sum_squares(z) - 1
         declare(squares, [], [sphere])
@@ -329,14 +329,14 @@ def test_constraints_that_are_not_convex():
     (lambda z, x: cp.tv(z) + cp.sum_squares(z - x), "tv|abs|norm"),
 ], ids=["abs", "norm1", "max", "maximum", "norm_inf", "sum_largest", "pos", "tv"])
 def test_atoms_that_are_not_smooth(objective, name, method):
-    with pytest.raises(DeclarationError, match=all_of(name, "(?i)cone|epigraph|instead|rewrite|write|use ")):
+    with pytest.raises(DeclarationError, match=all_of(name, "(?i:cone|epigraph|instead|rewrite|write|use )")):
         declare(objective, method=method)
 
 
 @pytest.mark.parametrize("objective, name", [
     (lambda Z, X: cp.lambda_max(Z) + cp.sum_squares(Z - X), "lambda_max"),
     (lambda Z, X: cp.sigma_max(Z - X) + cp.sum_squares(Z), "sigma_max"),
-    (lambda Z, X: cp.normNuc(Z - X), "(?i)norm_?nuc"),
+    (lambda Z, X: cp.normNuc(Z - X), "(?i:norm_?nuc)"),
 ], ids=["lambda_max", "sigma_max", "norm_nuc"])
 def test_spectral_atoms(objective, name):
     with pytest.raises(DeclarationError, match=all_of(name)):
@@ -392,7 +392,7 @@ def test_a_closed_over_parameter():
             return (weight * (z - x)).square().sum()
         return cp.sum_squares(cp.multiply(weight.detach().numpy(), z - x))
 
-    with pytest.raises(DeclarationError, match=all_of("weighted", "(?i)parameter|gradient", "(?i)declare|pass|Module")):
+    with pytest.raises(DeclarationError, match=all_of("weighted", "(?i:parameter|gradient)", "(?i:declare|pass|Module)")):
         declare(weighted)
 
 

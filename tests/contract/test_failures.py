@@ -371,7 +371,7 @@ def test_solver_that_is_not_installed_or_cannot():
     with pytest.raises(DeclarationError, match="NO_SUCH_SOLVER"):
         build_sparsemax(solver="NO_SUCH_SOLVER")
     with pytest.raises((DeclarationError, SolverFailedError), match="OSQP"):
-        build_softmax(solver=cp.OSQP)(one(5))  # entropies are no quadratics
+        build_softmax(solver=cp.OSQP)(one(5))  # entropies are no quadratics; nothing about the problem is wrong
 
 
 def test_infeasible_rows_do_not_spoil_a_quadratic_programme(rng):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.func import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.func import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from .problems import BALL, PLANE, SMALL_QP, SOFTMAX, BLOCKS, close, layer_of, leaves, normal
 
@@ -26,7 +26,6 @@ SINGLE = {  # of one sample
     "grad_grad_grad": lambda f: grad(lambda x: grad(lambda y: grad(loss(f))(y).square().sum())(x).sin().sum()),
     "vjp": lambda f: lambda x: vjp(f, x)[1](torch.linspace(0, 1, N, dtype=x.dtype))[0],
     "jvp": lambda f: lambda x: jvp(f, (x,), (torch.linspace(0, 1, N, dtype=x.dtype),)),
-    "linearize": lambda f: lambda x: linearize(f, x)[1](torch.linspace(0, 1, N, dtype=x.dtype)),
     "jacrev": jacrev,
     "jacrev_in_chunks": lambda f: jacrev(f, chunk_size=2),
     "jacfwd": jacfwd,
@@ -178,7 +177,7 @@ def test_second_derivatives_of_a_quadratic_programme_under_vmap(rng):
     layer = layer_of(SMALL_QP)
     one_by_one = [hessian(lambda q: layer(L, q, *rest))(q) for L, q, *rest in zip(*data, strict=True)]
     close(vmap(hessian(layer, argnums=1))(*data), torch.stack(one_by_one), 1e-9)
-    assert vmap(hessian(layer, argnums=0))(*data).abs().max() > 1e-3
+    assert vmap(hessian(layer, argnums=4))(*data).abs().max() > 1e-3
 
 
 class TestAutograd:
