@@ -6,6 +6,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTEST ?= $(BIN)/python -m pytest -q
 
+# A thread that waits should sleep, not spin: many small problems are solved, and on two cores that other
+# programs use as well, spinning makes them ten times slower.
+export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format figures large clean
 

@@ -6,6 +6,8 @@ r"""Polish: semismooth Newton on the normal map, batched, from whatever point an
 It repairs wrong active sets and turns a solver's 1e-4 into rounding error in a few steps. The residual
 may rise before it falls, so the *best* iterate is kept, never one worse than the engine's.
 
+Where K is singular the step is that of the proximal point method, with the residual as its weight.
+
 Where f is defined on an open domain, z > 0 for an entropy, a step is taken in the logarithm of the
 distance to the border, z exp(Δz / z): for log z + c = 0 that is the exact solution from any start.
 Whatever else leaves the domain is halved until it does not.
@@ -107,9 +109,35 @@ def _newton(form: SmoothForm, now: _Iterate, at: Local, tau: Tensor) -> tuple[Te
     D = nonnegative.active(now.v)
     lam = nonnegative.project(now.v) / tau
     rhs = -torch.cat([_stationarity(at, lam, now.nu), torch.where(D, at.g, 0.0), at.h], 1)
-    dx, dlam, dnu = form.split(solve(kkt_matrix(at.hessian, at.G, at.A, D), rhs, form.n).x)
+    K = kkt_matrix(at.hessian, at.G, at.A, D)
+    step, singular, _ = solve(K, rhs, form.n)
+    if singular.any():
+        proximal = solve(K + _proximal(form, at, D, now.merit), rhs, form.n).x
+        step = torch.where(singular[:, None], proximal, step)
+    dx, dlam, dnu = form.split(step)
     ahead = at.g + (at.G @ dx.unsqueeze(-1)).squeeze(-1)
     return dx, torch.where(D, tau * (lam + dlam), ahead), now.nu + dnu
+
+
+def _proximal(form: SmoothForm, at: Local, D: Tensor, merit: Tensor) -> Float64[Tensor, "B N N"]:
+    """diag(δ, -δD, -δ), in the units of H and GH⁻¹Gᵀ, with δ the residual: a proximal point step.
+
+    Where too many constraints are held active K is singular and the step would be a compromise
+    that moves nothing; this one lets go of the constraints that fight each other.
+    """
+    delta = merit.clamp(1e-12, 1e-2)[:, None]
+    primal = delta * _size(at.hessian)
+    dual = delta * _size(torch.cat([at.G, at.A], 1)) ** 2 / _size(at.hessian)
+    rows = [primal.expand(-1, form.n), -dual * D, -dual.expand(-1, form.p)]
+    return torch.diag_embed(torch.cat(rows, 1))
+
+
+def _size(blocks: Float64[Tensor, "B r c"]) -> Float64[Tensor, "B 1"]:
+    """The largest entry of each sample, 1 where all are 0."""
+    largest = torch.cat([blocks.flatten(1).abs(), torch.zeros_like(blocks[:, :1, 0])], 1).amax(
+        1, keepdim=True
+    )
+    return torch.where(largest > 0, largest, 1.0)
 
 
 def _merit(at: Local, now: _Iterate, tau: Tensor, scale: Scales) -> Tensor:

@@ -1,0 +1,149 @@
+"""The certificate tells right from wrong at every scale; polish turns rough points into exact ones."""
+
+import cvxpy as cp
+import pytest
+import torch
+
+from optlayer import certify
+from optlayer.declare.declaration import Declaration
+from optlayer.forms import Point
+from optlayer.forms.smooth import Instance
+from optlayer.polish import polish
+
+DOUBLE = torch.float64
+
+
+def instance(n, objective, inequalities=(), equalities=(), theta=(), shapes=((3,),)) -> Instance:
+    parameters = tuple(cp.Parameter(shape) for shape in shapes)
+    declaration = Declaration(
+        (cp.Variable(n),), parameters, objective, tuple(inequalities), tuple(equalities)
+    )
+    theta = tuple(torch.as_tensor(t, dtype=DOUBLE)[None] for t in theta)
+    return Instance(declaration.compile(), theta, 1)
+
+
+def simplex_projection(x, scale=1.0) -> Instance:
+    """z = 0 is where a coordinate of x is low; the answer for (1, 0.2, -1) is (0.9, 0.1, 0)."""
+    return instance(
+        3,
+        lambda z, x: scale * cp.sum_squares(z - x),
+        [lambda z, x: -z],
+        [lambda z, x: cp.sum(z) - cp.sum(x) / 0.2],
+        [x],
+    )
+
+
+X = torch.tensor([1.0, 0.2, -1.0], dtype=DOUBLE)
+Z = torch.tensor([[0.9, 0.1, 0.0]], dtype=DOUBLE)
+LAM = torch.tensor([[0.0, 0.0, 2.2]], dtype=DOUBLE)
+NU = torch.tensor([[0.2]], dtype=DOUBLE)
+
+
+def worst(problem: Instance, point: Point) -> float:
+    at = problem.at(point)
+    return certify.residuals(at, point, certify.scales(at, point, problem.unit)).worst.item()
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-6, 1.0, 1e6, 1e9])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_certificate_does_not_depend_on_units(size, scale):
+    """Neither on the unit of x nor on that of the objective: no absolute threshold anywhere."""
+    problem = simplex_projection(size * X, scale)
+    unit = size * scale
+    right = Point(size * Z, unit * LAM, unit * NU)
+    assert worst(problem, right) < 1e-12
+    for wrong in (
+        Point(size * (Z + torch.tensor([[1e-6, -1e-6, 0.0]], dtype=DOUBLE)), unit * LAM, unit * NU),
+        Point(size * (Z + torch.tensor([[1e-6, 0.0, 0.0]], dtype=DOUBLE)), unit * LAM, unit * NU),
+        Point(size * Z, unit * (LAM + 1e-6), unit * NU),
+        Point(size * Z, unit * LAM, unit * NU * (1 + 1e-5)),
+    ):
+        assert worst(problem, wrong) > 1e-7
+
+
+def test_each_residual_sees_its_own_fault():
+    problem = simplex_projection(X)
+
+    def rows(x, lam, nu):
+        point = Point(x, lam, nu)
+        at = problem.at(point)
+        return certify.residuals(at, point, certify.scales(at, point))
+
+    assert rows(Z, LAM + 0.1, NU).stationarity > 1e-2
+    assert rows(Z + 0.1, LAM, NU).primal > 1e-2
+    assert rows(Z - torch.tensor([0.0, 0.0, 0.1]), LAM, NU).primal > 1e-2
+    assert rows(Z, -LAM, NU).dual > 1e-2
+    assert rows(Z, LAM + torch.tensor([0.1, 0.0, 0.0]), NU).complementarity > 1e-2
+    assert rows(Z, LAM, NU).worst < 1e-15
+
+
+def test_a_point_that_is_no_number_never_passes():
+    nan = torch.full((1, 3), torch.nan, dtype=DOUBLE)
+    assert not worst(simplex_projection(X), Point(nan, LAM, NU)) <= 1e-8
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        Point(Z + 1e-4, LAM + 1e-4, NU),
+        Point(Z + 0.3, 0 * LAM, 0 * NU),  # every inequality inactive
+        Point(0 * Z, LAM + 5.0, NU),  # every inequality active: K is singular
+        Point(-Z, LAM.flip(1), NU),  # the wrong one active
+    ],
+)
+def test_polish_repairs_wrong_active_sets(start):
+    polished = polish(simplex_projection(X), start)
+    assert (polished.point.x - Z).abs().max() < 1e-14
+    assert (polished.point.lam - LAM).abs().max() < 1e-13
+    assert (polished.point.nu - NU).abs().max() < 1e-13
+    assert not polished.kink
+
+
+def test_polish_never_worsens_an_answer():
+    polished = polish(simplex_projection(X), Point(Z, LAM, NU))
+    assert worst(simplex_projection(X), polished.point) < 1e-15
+
+
+def softmax(logits) -> Instance:
+    return instance(
+        len(logits),
+        lambda z, x: -x @ z - cp.sum(cp.entr(z)),
+        equalities=[lambda z, x: cp.sum(z) - 1],
+        theta=[logits],
+        shapes=((len(logits),),),
+    )
+
+
+@pytest.mark.parametrize("spread", [1.0, 50.0, 400.0])
+@pytest.mark.parametrize("floor", [1e-9, 1e-6, 0.0, -1e-10])
+def test_entropies_are_polished_from_what_engines_return(spread, floor):
+    """Steps in the logarithm: z = e^-400 is reached from 1e-9, and from outside the domain."""
+    x = spread * torch.tensor([0.0, -0.5, -1.0, 0.2], dtype=DOUBLE)
+    expected = torch.softmax(x, 0)
+    rough = torch.where(expected > 1e-9, expected * (1 + 1e-6), floor)
+    nu = torch.logsumexp(x, 0).reshape(1, 1) - 1 + 1e-5
+    polished = polish(softmax(x), Point(rough[None], torch.zeros(1, 0, dtype=DOUBLE), nu))
+    assert ((polished.point.x[0] - expected).abs() <= 1e-11 * expected + 1e-300).all()
+
+
+def test_a_weakly_active_constraint_is_snapped_to_the_kink():
+    """min (z - 0)² s.t. z >= 0: multiplier and slack vanish together."""
+    problem = instance(
+        1, lambda z, x: cp.sum_squares(z - x), [lambda z, x: -z], theta=[[0.0]], shapes=((1,),)
+    )
+    zero = torch.zeros(1, 1, dtype=DOUBLE)
+    polished = polish(problem, Point(zero + 1e-9, zero + 1e-9, zero[:, :0]))
+    assert polished.kink
+    assert polished.u[0, 1] == 0.0
+
+
+def test_frozen_samples_do_not_move():
+    """A sample that is solved stays bitwise as it is while its neighbours go on."""
+    theta = torch.stack([X, 3 * X])
+    form = simplex_projection(X).form
+    rough = Point(torch.cat([Z, 0 * Z]), torch.cat([LAM, 0 * LAM]), torch.cat([NU, 0 * NU]))
+    both = polish(Instance(form, (theta,), 2), rough)
+    easy = Point(torch.cat([Z, 3 * Z]), torch.cat([LAM, 3 * LAM]), torch.cat([NU, 3 * NU]))
+    other = polish(Instance(form, (theta,), 2), easy)
+    assert torch.equal(both.u[0], other.u[0])
+    assert (both.point.x[1] - 3 * Z[0]).abs().max() < 1e-13

@@ -1,0 +1,106 @@
+"""The implicit core on systems of its own: no solver, no cone, no convexity."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from optlayer.implicit import attach
+
+
+class SquareRoot:
+    """F(u; a) = u² - a elementwise: the root is √a, and every derivative is known."""
+
+    def residual(self, u, a):
+        return u * u - a
+
+    def solve(self, u, rhs, a):
+        del a
+        return rhs / (2 * u)
+
+    solve_transposed = solve
+
+
+def square_root(a):
+    """√a for a (n,), through `attach`."""
+    rows = a[None]
+    return attach(SquareRoot(), rows.detach().sqrt(), (rows,))[0]
+
+
+A = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+
+
+def test_gradcheck_in_both_modes_and_twice():
+    a = A.clone().requires_grad_()
+    assert gradcheck(square_root, a, check_forward_ad=True)
+    assert gradgradcheck(square_root, a)
+
+
+NESTINGS = {
+    "jacrev": (jacrev(square_root), jacrev(torch.sqrt)),
+    "jacfwd": (jacfwd(square_root), jacrev(torch.sqrt)),
+    "jacrev of jacrev": (jacrev(jacrev(square_root)), jacrev(jacrev(torch.sqrt))),
+    "jacfwd of jacrev": (jacfwd(jacrev(square_root)), jacrev(jacrev(torch.sqrt))),
+    "jacrev of jacfwd": (jacrev(jacfwd(square_root)), jacrev(jacrev(torch.sqrt))),
+    "third order": (jacrev(jacrev(jacrev(square_root))), jacrev(jacrev(jacrev(torch.sqrt)))),
+    "hessian": (hessian(lambda a: square_root(a).sum()), hessian(lambda a: a.sqrt().sum())),
+}
+
+
+@pytest.mark.parametrize("nesting", NESTINGS)
+def test_torch_func_nestings(nesting):
+    ours, theirs = NESTINGS[nesting]
+    assert torch.allclose(ours(A), theirs(A), rtol=1e-12)
+    batch = torch.stack([A, 2 * A])
+    assert torch.allclose(vmap(ours)(batch), vmap(theirs)(batch), rtol=1e-12)
+
+
+def test_forward_over_forward_raises():
+    """torch switches forward mode off inside a custom rule: the inner tangent would be lost."""
+    with pytest.raises(NotImplementedError, match=r"forward-over-forward.*torch\.func\.hessian"):
+        jacfwd(jacfwd(square_root))(A)
+    with pytest.raises(NotImplementedError, match="forward-over-forward"):
+        jvp(lambda a: jvp(square_root, (a,), (A,))[1], (A,), (A,))
+
+
+def test_an_unused_output_costs_nothing():
+    """A cotangent that is None must not be turned into a linear solve."""
+
+    class Unsolvable(SquareRoot):
+        def solve_transposed(self, u, rhs, a):
+            raise AssertionError("solved for a cotangent that is not there")
+
+    a = A.clone().requires_grad_()
+    u = attach(Unsolvable(), a.detach().sqrt()[None], (a[None],))
+    other = 2 * a
+    torch.autograd.backward([other.sum(), u.detach().sum() + other.sum()])
+    assert torch.equal(a.grad, torch.full_like(A, 4.0))
+
+
+def test_only_what_needs_a_gradient_is_differentiated():
+    class Product(SquareRoot):
+        def residual(self, u, a, b):
+            return u * u - a * b
+
+        def solve(self, u, rhs, a, b):
+            del a, b
+            return rhs / (2 * u)
+
+        solve_transposed = solve
+
+    a, b = A.clone().requires_grad_(), 2 * A
+    (attach(Product(), (A * b).sqrt()[None], (a[None], b[None]))).sum().backward()
+    assert torch.allclose(a.grad, 0.5 * (b / A).sqrt())
+    assert b.grad is None
+
+
+def test_nothing_is_kept_without_grad():
+    a = A.clone().requires_grad_()
+    with torch.no_grad():
+        assert square_root(a).grad_fn is None
+
+
+def test_gradient_through_a_network():
+    weights = torch.eye(3, dtype=torch.float64)
+    g = grad(lambda w: square_root(w @ A).sum())(weights)
+    assert torch.allclose(g, 0.5 / A.sqrt()[:, None] * A[None])

@@ -1,0 +1,119 @@
+"""The symmetric solve: right, differentiable in every mode, honest about singular matrices."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import jacfwd, jacrev, vmap
+
+from optlayer.linsolve import linsolve, solve
+
+DOUBLE = torch.float64
+
+
+def kkt(n: int, p: int, batch: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random nonsingular KKT matrix and right-hand side."""
+    generator = torch.Generator().manual_seed(seed)
+    L = torch.randn(batch, n, n, generator=generator, dtype=DOUBLE)
+    A = torch.randn(batch, p, n, generator=generator, dtype=DOUBLE)
+    H = L @ L.mT + torch.eye(n, dtype=DOUBLE)
+    top = torch.cat([H, A.mT], 2)
+    bottom = torch.cat([A, torch.zeros(batch, p, p, dtype=DOUBLE)], 2)
+    return torch.cat([top, bottom], 1), torch.randn(batch, n + p, generator=generator, dtype=DOUBLE)
+
+
+def symmetric_solve(K: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return linsolve(0.5 * (K + K.mT), b, 3)
+
+
+@pytest.mark.parametrize(("n", "p"), [(1, 0), (3, 2), (20, 7), (120, 60)])
+def test_it_solves(n, p):
+    K, b = kkt(n, p, batch=5)
+    x = linsolve(K, b, n)
+    assert torch.allclose((K @ x[..., None])[..., 0], b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_badly_scaled_rows(scale):
+    K, b = kkt(6, 3)
+    s = torch.logspace(-6, 6, 9, dtype=DOUBLE)
+    x = linsolve(scale * s[:, None] * K * s, scale * s * b, 6)
+    assert torch.allclose(x, linsolve(K, b, 6) / s, rtol=1e-9)
+
+
+def test_first_and_second_derivatives_in_both_modes():
+    K, b = (a.requires_grad_() for a in kkt(3, 2, batch=2))
+    assert gradcheck(symmetric_solve, (K, b), check_forward_ad=True)
+    assert gradgradcheck(symmetric_solve, (K, b))
+
+
+def test_torch_func_nestings_agree_with_the_inverse():
+    K, b = (a[0] for a in kkt(3, 2))
+
+    def ours(K, b):
+        return symmetric_solve(K, b)
+
+    def theirs(K, b):
+        return torch.linalg.inv(0.5 * (K + K.mT)) @ b
+
+    for outer in (jacrev, jacfwd):
+        for argument in (0, 1):
+            ours_2 = outer(jacrev(ours, 0), argument)(K, b)
+            theirs_2 = jacrev(jacrev(theirs, 0), argument)(K, b)
+            assert torch.allclose(ours_2, theirs_2, rtol=1e-9, atol=1e-10)
+
+
+def test_vmap_over_either_argument():
+    K, b = kkt(3, 2, batch=4)
+    expected = linsolve(K, b, 3)
+    assert torch.equal(vmap(lambda K, b: linsolve(K, b, 3))(K, b), expected)
+    over_b = vmap(lambda b: linsolve(K[0], b, 3))(b)
+    assert torch.allclose((K[0] @ over_b[..., None])[..., 0], b, atol=1e-11)
+    over_K = vmap(lambda K: linsolve(K, b[0], 3), in_dims=2)(K.movedim(0, 2))
+    assert torch.allclose((K @ over_K[..., None])[..., 0], b[:1].expand_as(b), atol=1e-11)
+
+
+def test_redundant_rows_with_a_consistent_right_hand_side():
+    """Where plain LU gives up: the same constraint twice."""
+    K, b = kkt(4, 1)
+    twice = torch.tensor([0, 1, 2, 3, 4, 4])
+    K, b = K[:, twice][:, :, twice], b[:, twice]
+    x = linsolve(K, b, 4)
+    assert ((K @ x[..., None])[..., 0] - b).abs().max() < 1e-12
+
+
+def test_singular_matrices_give_the_minimum_norm_least_squares_solution():
+    K, b = kkt(4, 2, batch=3)
+    K[1, :, 1] = K[1, 1, :] = 0.0  # nothing holds coordinate 1 of sample 1
+    K[2, :, 5] = K[2, 5, :] = 0.0  # nor multiplier 5 of sample 2
+    found = solve(K, b, 4)
+    assert found.singular.tolist() == [False, True, True]
+    assert found.free.tolist() == [False, True, False]
+    assert torch.allclose(found.x[1:], (torch.linalg.pinv(K) @ b[..., None])[1:, :, 0], atol=1e-10)
+
+
+def test_minimum_norm_is_of_the_unscaled_matrix_and_symmetric():
+    """K⁺ itself, so that forward and reverse mode agree on singular problems too."""
+    K = torch.tensor([[1e4, 1e2, 0.0], [1e2, 1.0, 0.0], [0.0, 0.0, -1.0]], dtype=DOUBLE)
+    pseudo_inverse = torch.stack([solve(K, e, 2).x for e in torch.eye(3, dtype=DOUBLE)])
+    assert torch.allclose(pseudo_inverse, torch.linalg.pinv(K), rtol=1e-9, atol=1e-16)
+
+
+def test_a_sample_that_is_not_finite_harms_no_other():
+    K, b = kkt(3, 2, batch=3)
+    alone = linsolve(K, b, 3)
+    K[1, 0, 0] = torch.nan
+    x = linsolve(K, b, 3)
+    assert x[1].isnan().all()
+    assert torch.equal(x[[0, 2]], alone[[0, 2]])
+
+
+def test_it_does_not_depend_on_threads():
+    """Batched LU on two threads returns garbage in torch 2.13 at this size; this must not."""
+    K, b = kkt(150, 60, batch=6)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        x = linsolve(K, b, 150)
+    finally:
+        torch.set_num_threads(threads)
+    assert ((K @ x[..., None])[..., 0] - b).abs().max() < 1e-10
