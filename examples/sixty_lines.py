@@ -49,7 +49,7 @@ class SixtyLines(torch.nn.Module):
         solved = self.solve(*theta)
         y = torch.cat([a.reshape(-1) for a in solved])
         J = jacobian(lambda y: self.kkt(y, solved, *theta), y)
-        y = y - self.kkt(y, solved, *theta)  # the second term is zero, but it depends on θ
+        y = y - self.kkt(y, solved, *theta)  # zero at an exact solution; it brings θ in
         if y.requires_grad:
             y.register_hook(lambda y_bar: torch.linalg.solve(J.T, y_bar))
         return y[: solved[0].numel()].view_as(solved[0])

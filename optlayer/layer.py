@@ -88,7 +88,7 @@ class OptLayer(torch.nn.Module):
             tuple(equalities),
             apex=method == "smooth",
         )
-        self.on_failure, self.nonunique = on_failure, nonunique
+        self._on_failure, self._nonunique = on_failure, nonunique
         self._solver, self._solver_options, self._tolerance = solver, solver_options, tolerance
         self._compile()
 
@@ -101,8 +101,8 @@ class OptLayer(torch.nn.Module):
             proof=Proof(form.reference),
             admissible=tuple(admissible(p) for p in self.inputs),
             tolerance=self._tolerance,
-            raises=self.on_failure == "raise",
-            nonunique=self.nonunique,
+            raises=self._on_failure == "raise",
+            nonunique=self._nonunique,
         )
         self._slots = tuple(Slot(p.name(), p.shape) for p in self.inputs)
 
@@ -169,9 +169,9 @@ class OptLayer(torch.nn.Module):
                 theta = tuple(_keep(outcome.status, t, 0.0) for t in theta)
             u = attach(form, outcome.u, (*theta, outcome.tau))
             solution = _leave(form, batch, u, outcome, theta, primal_only and not call.errors)
-        if callable(self.on_failure):
+        if callable(self._on_failure):
             for error in call.errors:
-                self.on_failure(error, solution)
+                self._on_failure(error, solution)
         return solution
 
     # --------------------------------------------------------------------------------- as a good module
@@ -186,7 +186,7 @@ class OptLayer(torch.nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "OptLayer":
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        shared = ("_declaration", "_plan", "on_failure")  # immutable, or the user's own function
+        shared = ("_declaration", "_plan", "_on_failure")  # immutable, or the user's own function
         twin.__dict__.update(
             {k: v if k in shared else copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
         )

@@ -141,12 +141,13 @@ def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float6
     at = problem.at(found.point)
     scale = certify.scales(at, found.point, problem.unit)
     rows = certify.residuals(at, found.point, scale).stacked
-    for i in _indices(rows.amax(1) > tolerance).tolist():
-        sample, (u, tau) = problem.sample(i), (found.u[i : i + 1], found.tau[i : i + 1])
+    failing = _indices(rows.amax(1) > tolerance)
+    if len(failing):
+        some, u, tau = problem.rows(failing), found.u[failing], found.tau[failing]
         point = problem.form.recover(u, tau)
-        at = sample.at(point)
-        scale = certify.scales(at, point, sample.unit).plus(sample.sensitivity(u, tau))
-        rows[i] = certify.residuals(at, point, scale).stacked[0]
+        at = some.at(point)
+        scale = certify.scales(at, point, some.unit).plus(some.sensitivity(u, tau))
+        rows[failing] = certify.residuals(at, point, scale).stacked
     return rows
 
 
@@ -178,7 +179,7 @@ def _explain_claims(
     for i in _indices(pending).tolist():
         claim = attempt.claims[i]
         if claim in (Status.INFEASIBLE, Status.UNBOUNDED):
-            failure = failures.proven(plan, problem.sample(i), claim, attempt.words[i])
+            failure = failures.proven(plan, problem.rows(torch.tensor([i])), claim, attempt.words[i])
             if failure is not None:
                 failed[i], pending[i] = failure, False
 
@@ -188,7 +189,7 @@ def _explain_rest(
 ) -> None:
     """No engine has an answer, and none was proven to be missing: say what is known."""
     for i in _indices(pending).tolist():
-        sample, words, claim = problem.sample(i), attempt.words[i], attempt.claims[i]
+        sample, words, claim = problem.rows(torch.tensor([i])), attempt.words[i], attempt.claims[i]
         failure = None
         if claim not in (Status.INFEASIBLE, Status.UNBOUNDED):
             failure = failures.proven(plan, sample, claim, words)

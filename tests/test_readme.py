@@ -1,6 +1,6 @@
 """Every fenced python block of README.md and docs/*.md runs, and says what the page says it says.
 
-Blocks of one page share a namespace, as a reader's session would. A block is checked by an `assert`
+Blocks of one page share a namespace, as at a reader's prompt. A block is checked by an `assert`
 of its own, or by the fenced `text` block right behind it, which holds what it prints.
 """
 

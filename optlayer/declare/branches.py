@@ -67,12 +67,10 @@ def check_branch(
                 f"torch {tuple(got.shape)}"
             )
         _compare(f"the two branches of {name} disagree in their values", got, expected)
-        for i, argument in enumerate(arguments):
-            _compare(
-                f"the two branches of {name} disagree in the derivative with respect to {argument!r}",
-                _derivative(branch, point, i),
-                _derivative(truth, point, i),
-            )
+        pairs = zip(_pulled_back(branch, point), _pulled_back(truth, point), arguments, strict=True)
+        for mine, theirs, argument in pairs:
+            what = f"the two branches of {name} disagree in the derivative with respect to {argument!r}"
+            _compare(what, mine, theirs)
 
 
 def _refuse_closed_over(name: str, branch: Callable[..., Tensor], point: Sequence[Tensor]) -> None:
@@ -84,12 +82,15 @@ def _refuse_closed_over(name: str, branch: Callable[..., Tensor], point: Sequenc
         )
 
 
-def _derivative(function: Callable[..., Tensor], point: Sequence[Tensor], i: int) -> Tensor:
-    def of_one(a: Tensor) -> Tensor:
-        return function(*point[:i], a, *point[i + 1 :]).reshape(-1).double()
-
-    jacobian: Tensor = torch.autograd.functional.jacobian(of_one, point[i].clone())
-    return jacobian
+def _pulled_back(function: Callable[..., Tensor], point: Sequence[Tensor]) -> list[Tensor]:
+    """wᵀ∂f for a generic w, by argument: it sees any difference, and is no larger than the arguments."""
+    arguments = [p.clone().requires_grad_() for p in point]
+    value = function(*arguments).reshape(-1).double()
+    if not value.requires_grad:
+        return [torch.zeros_like(a) for a in arguments]
+    w = torch.cos(torch.arange(value.numel(), dtype=torch.float64) + 1.0)
+    pulled = torch.autograd.grad(value, arguments, w, allow_unused=True)
+    return [torch.zeros_like(a) if p is None else p for a, p in zip(arguments, pulled, strict=True)]
 
 
 def _compare(message: str, got: Tensor, expected: Tensor) -> None:

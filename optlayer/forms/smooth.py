@@ -25,11 +25,13 @@ from math import prod
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
+from torch.func import grad, jacrev, jvp, vmap
 
 from optlayer.cones import nonnegative
 from optlayer.forms import Local, Point, Reference
 from optlayer.linsolve import linsolve
+
+PROBES = 8
 
 Function = Callable[..., Tensor]  # one sample: (x (n,), *theta) -> Tensor
 
@@ -88,10 +90,9 @@ class SmoothForm:
 
     def residual(self, u: Float64[Tensor, "B N"], *data: Tensor) -> Float64[Tensor, "B N"]:
         """F(u; θ, τ), batched; data = (*theta, tau)."""
-        return vmap(self.residual_one)(u, *data)
+        return vmap(self._residual)(u, *data)
 
-    def residual_one(self, u: Float64[Tensor, " N"], *data: Tensor) -> Float64[Tensor, " N"]:
-        """F(u; θ, τ), one sample."""
+    def _residual(self, u: Float64[Tensor, " N"], *data: Tensor) -> Float64[Tensor, " N"]:
         *theta, tau = data
         x, v, nu = self.split(u)
         lam = nonnegative.project(v) / tau
@@ -186,17 +187,24 @@ class Instance:
         """A length for x where nothing else gives one: without parameters, the user's own unit."""
         return 0.0 if self.theta else 1.0
 
-    def sample(self, i: int) -> "Instance":
-        """One sample, as a batch of one."""
-        return Instance(self.form, tuple(t[i : i + 1] for t in self.theta), 1)
+    def rows(self, index: Tensor) -> "Instance":
+        """Some of the samples."""
+        return Instance(self.form, tuple(t[index] for t in self.theta), len(index))
 
     def sensitivity(self, u: Tensor, tau: Tensor) -> Float64[Tensor, "B N"]:
-        """|∂F/∂θ||θ| at a root, row by row: what a relative change of the data makes of F."""
-        total = torch.zeros_like(u)
-        for position, value in enumerate(self.theta):
-            jacobian = vmap(jacrev(self.form.residual_one, position + 1))(u, *self.theta, tau)
-            total += (jacobian * value.unsqueeze(1)).abs().reshape(*u.shape, -1).sum(2)
-        return total
+        """The size of ∂F/∂θ θ, row by row: what a relative change of the data makes of F.
+
+        The largest over a few changes of random sign; the Jacobian itself could be huge.
+        """
+        if not self.theta:
+            return torch.zeros_like(u)
+        generator = torch.Generator().manual_seed(0)
+        changes = []
+        for _ in range(PROBES):
+            signs = [torch.randint(0, 2, t.shape, generator=generator) * 2.0 - 1.0 for t in self.theta]
+            move = tuple(t * sign for t, sign in zip(self.theta, signs, strict=True))
+            changes.append(jvp(lambda *theta: self.form.residual(u, *theta, tau), self.theta, move)[1])
+        return torch.stack(changes).abs().amax(0)
 
     @cached_property
     def origin(self) -> Local:
