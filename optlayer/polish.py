@@ -155,8 +155,9 @@ def _merit(at: Local, now: _Iterate, tau: Tensor, scale: Scales) -> Tensor:
 
 
 def _settle(problem: Instance, best: _Iterate, tau: Tensor) -> Polished:
-    """Read λ, form v anew in the final scale, snap ties to the kink."""
+    """Put x on its active bounds, read λ, form v anew in the final scale, snap ties to the kink."""
     point = _point(best, tau)
+    point = point._replace(x=_on_bounds(problem.at(point), point))
     at = problem.at(point)
     scale = scales(at, point, problem.unit)
     tau = scale.tau
@@ -165,6 +166,13 @@ def _settle(problem: Instance, best: _Iterate, tau: Tensor) -> Polished:
     v = torch.where(tie, 0.0, v)
     point = point._replace(lam=nonnegative.project(v) / tau)
     return Polished(point, torch.cat([point.x, v, point.nu], 1), tau, tie.any(1))
+
+
+def _on_bounds(at: Local, point: Point) -> Float64[Tensor, "B n"]:
+    """x with rounding removed where an active inequality holds one coordinate: 0, not 1e-27."""
+    bound = ((at.G != 0).sum(2) == 1) & (point.lam > 0)
+    correction = torch.where(bound, at.g / (at.G**2).sum(2), 0.0)
+    return point.x - (at.G.mT @ correction.unsqueeze(-1)).squeeze(-1)
 
 
 def _point(now: _Iterate, tau: Tensor) -> Point:

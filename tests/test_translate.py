@@ -719,11 +719,11 @@ def _nodes(expression: cp.Expression) -> list[cp.Expression]:
 
 # --- refusals -------------------------------------------------------------------------------------
 
-EPIGRAPH = r"replace it by a variable t with the inequalities"
+EPIGRAPH = r"rewrite it with an epigraph variable t and the inequalities"
 REFUSALS = [
     (
         cp.abs(Z),
-        r"abs\(Z\): abs is not smooth; " + EPIGRAPH + r" u - t and -u - t, or pass method=",
+        r"abs\(Z\): abs is not smooth; " + EPIGRAPH + r" u - t and -u - t",
     ),
     (cp.max(Z - X), r"max is not smooth; " + EPIGRAPH + " u - t for each entry u"),
     (cp.minimum(Z, 1), r"minimum is not smooth; " + EPIGRAPH + " t - u for each entry u"),
@@ -732,7 +732,7 @@ REFUSALS = [
     (cp.norm2(Z), r'PnormApprox is not smooth where its argument is 0; pass method="smooth" if'),
     (cp.pnorm(Z, 3, approx=False), "Pnorm is not smooth where its argument is 0"),
     (cp.pos(Z), "maximum is not smooth"),
-    (cp.sum_largest(Z, 2), 'sum_largest is not smooth; pass method="cone"'),
+    (cp.sum_largest(Z, 2), "sum_largest is not smooth; rewrite it with smooth atoms"),
     (cp.lambda_max(cp.diag(Z)), "lambda_max is not smooth where eigenvalues"),
     (cp.prod(Z), "Prod is not convex; take logarithms"),
     (cp.norm1(X), "norm1 is not smooth; it sees parameters only: compute it in torch and pass"),

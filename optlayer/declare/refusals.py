@@ -6,7 +6,6 @@ import cvxpy as cp
 
 from ..errors import DeclarationError
 
-_CONE = 'or pass method="cone"'
 _SMOOTH = "is not smooth"
 _CURVATURE = "is not convex"
 _EIGENVALUES = "is not smooth where eigenvalues or singular values meet"
@@ -14,16 +13,16 @@ _EIGENVALUES = "is not smooth where eigenvalues or singular values meet"
 
 def _epigraph(*rows: str) -> str:
     """A variable t in the place of the atom."""
-    return f"replace it by a variable t with the inequalities {' and '.join(rows)}, {_CONE}"
+    return f"rewrite it with an epigraph variable t and the inequalities {' and '.join(rows)}"
 
 
 _ABOVE = _epigraph("u - t for each entry u")
 _BELOW = _epigraph("t - u for each entry u")
 _BOTH = _epigraph("u - t", "-u - t")
-_ONLY_CONE = 'pass method="cone"'
+_NO_CONES = "rewrite it with smooth atoms, this version solves smooth problems only"
 _QUASI = "minimize it by bisection over convex problems"
-_LOG = "take logarithms by hand, or use from_problem(..., gp=True)"
-_TORCH = "write this callable in torch if the problem is convex all the same"
+_LOG = "take logarithms by hand"
+_TRANSCENDENTAL = "write the problem with convex atoms of cvxpy"
 _INTEGER = "layers have no integer or boolean variables"
 
 # class name -> (what is wrong, the way out)
@@ -36,16 +35,16 @@ REFUSED: dict[str, tuple[str, str]] = {
     "cummax": (_SMOOTH, _ABOVE),
     "min": (_SMOOTH, _BELOW),
     "minimum": (_SMOOTH, _BELOW),
-    "sum_largest": (_SMOOTH, _ONLY_CONE),
-    "dotsort": (_SMOOTH, _ONLY_CONE),
-    "SuppFuncAtom": (_SMOOTH, _ONLY_CONE),
-    "perspective": ("has a border that depends on the function inside", _ONLY_CONE),
-    "lambda_max": (_EIGENVALUES, _ONLY_CONE),
-    "lambda_sum_largest": (_EIGENVALUES, _ONLY_CONE),
-    "sigma_max": (_EIGENVALUES, _ONLY_CONE),
-    "normNuc": (_EIGENVALUES, _ONLY_CONE),
-    "von_neumann_entr": (_EIGENVALUES, _ONLY_CONE),
-    "quantum_rel_entr": (_EIGENVALUES, _ONLY_CONE),
+    "sum_largest": (_SMOOTH, _NO_CONES),
+    "dotsort": (_SMOOTH, _NO_CONES),
+    "SuppFuncAtom": (_SMOOTH, _NO_CONES),
+    "perspective": ("has a border that depends on the function inside", _NO_CONES),
+    "lambda_max": (_EIGENVALUES, _NO_CONES),
+    "lambda_sum_largest": (_EIGENVALUES, _NO_CONES),
+    "sigma_max": (_EIGENVALUES, _NO_CONES),
+    "normNuc": (_EIGENVALUES, _NO_CONES),
+    "von_neumann_entr": (_EIGENVALUES, _NO_CONES),
+    "quantum_rel_entr": (_EIGENVALUES, _NO_CONES),
     "gen_lambda_max": (_CURVATURE, _QUASI),
     "condition_number": (_CURVATURE, _QUASI),
     "dist_ratio": (_CURVATURE, _QUASI),
@@ -59,14 +58,14 @@ REFUSED: dict[str, tuple[str, str]] = {
     "one_minus_pos": (_CURVATURE, _LOG),
     "eye_minus_inv": (_CURVATURE, _LOG),
     "pf_eigenvalue": (_CURVATURE, _LOG),
-    "normcdf": (_CURVATURE, _TORCH),
-    "sin": (_CURVATURE, _TORCH),
-    "cos": (_CURVATURE, _TORCH),
-    "tan": (_CURVATURE, _TORCH),
-    "sinh": (_CURVATURE, _TORCH),
-    "tanh": (_CURVATURE, _TORCH),
-    "asinh": (_CURVATURE, _TORCH),
-    "atanh": (_CURVATURE, _TORCH),
+    "normcdf": (_CURVATURE, _TRANSCENDENTAL),
+    "sin": (_CURVATURE, _TRANSCENDENTAL),
+    "cos": (_CURVATURE, _TRANSCENDENTAL),
+    "tan": (_CURVATURE, _TRANSCENDENTAL),
+    "sinh": (_CURVATURE, _TRANSCENDENTAL),
+    "tanh": (_CURVATURE, _TRANSCENDENTAL),
+    "asinh": (_CURVATURE, _TRANSCENDENTAL),
+    "atanh": (_CURVATURE, _TRANSCENDENTAL),
     "And": ("is boolean", _INTEGER),
     "Or": ("is boolean", _INTEGER),
     "Xor": ("is boolean", _INTEGER),
@@ -74,10 +73,10 @@ REFUSED: dict[str, tuple[str, str]] = {
     "SymbolicQuadForm": ("belongs to cvxpy's own reductions", "write the original expression"),
 }
 
-_UNKNOWN = ("has no torch function here", 'write this callable in torch, or pass method="cone"')
+_UNKNOWN = ("has no torch function here", "write it with other atoms")
 _APEX = (
     "is not smooth where its argument is 0",
-    'pass method="smooth" if the solution keeps away from 0, method="cone" if it may not',
+    'pass method="smooth" if the solution keeps away from 0, or bound the square of the norm',
 )
 
 
@@ -87,7 +86,7 @@ def refused(atom: cp.Expression) -> DeclarationError:
 
 
 def refused_apex(atom: cp.Expression) -> DeclarationError:
-    """For a norm where the cone route should be taken."""
+    """For a norm whose argument may reach 0."""
     return _error(atom, *_APEX)
 
 

@@ -10,3 +10,12 @@ def pytest_configure(config):
 @pytest.fixture
 def rng():
     return torch.Generator().manual_seed(20)
+
+
+@pytest.fixture
+def one_thread():
+    """Many small solves: threads inside each would only get into one another's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

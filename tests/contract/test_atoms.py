@@ -15,6 +15,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from .problems import T, close, leaves, normal, uniform
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(5)
 FIXED = RNG.standard_normal((3, 4))
 HALF = RNG.standard_normal((3, 3))

@@ -6,6 +6,8 @@ from torch.autograd import gradcheck
 
 from .problems import close, exponential_layer, outputs_of, plant_exponential, plant_qp, qp_layer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPES = [(2, 1, 1), (3, 2, 1), (3, 3, 1), (4, 3, 1), (4, 2, 2)]
 EXPONENTIAL_SHAPES = [(2, 2, 1), (3, 4, 2), (2, 3, 2)]
 
