@@ -14,9 +14,10 @@ def without_saved_tensor_hooks() -> Iterator[None]:
     What the layer itself saves for its backward is saved outside of this, under the caller's hooks.
     """
     autograd: Any = torch._C._autograd
+    top = getattr(autograd, "_top_saved_tensors_default_hooks", lambda _: None)  # not in torch 2.6
     hooks = []
-    while (top := autograd._top_saved_tensors_default_hooks(False)) is not None:
-        hooks.append(top)
+    while (pair := top(False)) is not None:
+        hooks.append(pair)
         autograd._pop_saved_tensors_default_hooks()
     try:
         yield

@@ -62,7 +62,7 @@ class _Solve(torch.autograd.Function):
         ]
         folded = (t.reshape(size * t.shape[1], *t.shape[2:]) for t in front)
         outcome = _Solve.apply(plan, call.batched(size), *folded)
-        unfolded = tuple(o.reshape(size, -1, *o.shape[1:]) for o in outcome)
+        unfolded = tuple(o.reshape(size, len(o) // size, *o.shape[1:]) for o in outcome)
         return unfolded, (0,) * len(unfolded)
 
 

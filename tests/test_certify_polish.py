@@ -61,6 +61,15 @@ def test_the_certificate_does_not_depend_on_units(size, scale):
         assert worst(problem, wrong) > 1e-7
 
 
+def test_a_coordinate_that_is_small_is_judged_by_its_own_size():
+    """min |z - x|² with x = (1, 1e-10): a tenth off in the small coordinate is a tenth off."""
+    x = torch.tensor([1.0, 1e-10], dtype=DOUBLE)
+    problem = instance(2, lambda z, x: cp.sum_squares(z - x), theta=[x], shapes=((2,),))
+    none = torch.zeros(1, 0, dtype=DOUBLE)
+    assert worst(problem, Point(x[None], none, none)) == 0.0
+    assert worst(problem, Point(x[None] * torch.tensor([1.0, 1.1]), none, none)) > 1e-6
+
+
 def test_each_residual_sees_its_own_fault():
     problem = simplex_projection(X)
 

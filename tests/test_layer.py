@@ -1,0 +1,98 @@
+"""What the layer does beyond the contract's letter: zeros that are zeros, warm starts, devices."""
+
+import cvxpy as cp
+import pytest
+import torch
+
+from optlayer import OptLayer, Status
+from optlayer.engines.clarabel import Clarabel
+
+DOUBLE = torch.float64
+
+
+def sparsemax(n=8, **options):
+    return OptLayer(
+        [cp.Variable(n, name="z")],
+        [cp.Parameter(n, name="x")],
+        lambda z, x: cp.sum_squares(z - x),
+        [lambda z, x: -z],
+        [lambda z, x: cp.sum(z) - 1],
+        **options,
+    )
+
+
+def weighted(n=3, **options):
+    """min ½|Lz|² - qᵀz: the parameter L enters nonlinearly."""
+    return OptLayer(
+        [cp.Variable(n)],
+        [cp.Parameter((n, n)), cp.Parameter(n)],
+        lambda z, L, q: 0.5 * cp.sum_squares(L @ z) - q @ z,
+        [lambda z, L, q: z - 1],
+        **options,
+    )
+
+
+def test_active_bounds_hold_exactly():
+    """Whoever asks a sparsemax which classes are left compares with 0."""
+    x = 3 * torch.randn(500, 8, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    solution = sparsemax().solve(x)
+    (z,), (lam,) = solution.primal, solution.inequality_duals
+    assert ((z == 0) == (lam > 0)).all()
+
+
+def test_a_failed_sample_of_a_nonlinear_parameter_has_zero_gradient():
+    L = torch.eye(3, dtype=DOUBLE).expand(3, 3, 3).clone()
+    L[1, 0, 0] = torch.nan
+    q = torch.tensor([0.5, -0.5, 0.1], dtype=DOUBLE)
+    L.requires_grad_()
+    q.requires_grad_()
+    z = weighted(on_failure="nan")(L, q)
+    assert z[1].isnan().all()
+    z[[0, 2]].sum().backward()
+    assert (L.grad[1] == 0).all()
+    assert torch.allclose(q.grad, torch.full_like(q, 2.0))
+
+
+def test_a_warm_start_needs_no_engine(monkeypatch):
+    layer = sparsemax()
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    previous = layer.solve(x)
+
+    def poisoned(self, program):
+        raise AssertionError("an engine was asked")
+
+    monkeypatch.setattr(Clarabel, "solve_matrices", poisoned)
+    again = layer.solve(x + 1e-3, warm_start=previous)
+    assert (again.status == Status.SOLVED).all()
+    assert torch.allclose(again.primal[0], previous.primal[0], atol=1e-12)  # a common shift changes nothing
+
+
+def test_a_warm_start_of_another_shape_is_refused():
+    layer = sparsemax()
+    previous = layer.solve(torch.zeros(5, 8))
+    with pytest.raises(ValueError, match=r"warm_start holds a root of shape \(5, 17\), expected \(4, 17\)"):
+        layer.solve(torch.zeros(4, 8), warm_start=previous)
+
+
+def test_a_large_parameter_costs_little_to_declare():
+    """Neither a parameter tensor nor a Jacobian of a million columns is built at construction."""
+    n = 600
+    layer = OptLayer(
+        [cp.Variable(n)],
+        [cp.Parameter((n, n))],
+        lambda z, G: cp.sum_squares(z),
+        [lambda z, G: G @ z - 1],
+    )
+    assert layer._plan.form.constants.G is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_outputs_are_on_the_inputs_device():
+    x = torch.randn(5, 8, device="cuda", requires_grad=True)
+    y = sparsemax()(x)
+    assert y.device == x.device
+    assert y.dtype == x.dtype
+    y[:, 0].sum().backward()
+    on_cpu = x.detach().cpu().requires_grad_()
+    sparsemax()(on_cpu)[:, 0].sum().backward()
+    assert torch.allclose(x.grad.cpu(), on_cpu.grad, atol=1e-6)
