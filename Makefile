@@ -20,7 +20,7 @@ demo: $(READY)  ## train the digits, fit the polytope, print a table, name the f
 	$(BIN)/python examples/demo.py
 
 test: lint  ## lint, types, tests; the examples and the blocks of README and docs among them
-	$(PYTEST)
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

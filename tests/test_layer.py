@@ -96,3 +96,39 @@ def test_outputs_are_on_the_inputs_device():
     on_cpu = x.detach().cpu().requires_grad_()
     sparsemax()(on_cpu)[:, 0].sum().backward()
     assert torch.allclose(x.grad.cpu(), on_cpu.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-8, 1e8, 1e12])
+def test_a_feasible_box_of_any_size_is_solved(scale):
+    """At 1e8 Clarabel called some of these unbounded, and inaccurate points nearly proved it right."""
+    layer = OptLayer(
+        [cp.Variable(2)],
+        [cp.Parameter(2), cp.Parameter(2), cp.Parameter(2)],
+        lambda z, x, lower, upper: cp.sum_squares(z - x),
+        [lambda z, x, lower, upper: lower - z, lambda z, x, lower, upper: z - upper],
+    )
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(5), dtype=DOUBLE)
+    one = torch.ones(2, dtype=DOUBLE)
+    z = layer(scale * x, -scale * one, scale * one)
+    assert torch.allclose(z / scale, x.clamp(-1, 1), rtol=1e-12, atol=1e-12)
+
+
+def test_falling_points_that_do_not_run_away_prove_nothing():
+    """Three feasible points with falling values are any solver's three guesses."""
+    from optlayer import failures
+    from optlayer.forms.smooth import Instance
+
+    layer = sparsemax(2)
+
+    class Guesses:
+        def __init__(self, *points):
+            self.points = points
+
+        def boxed_minimizers(self, theta):
+            return [torch.tensor(p, dtype=DOUBLE).numpy() for p in self.points]
+
+    class Plan:
+        proof = Guesses([1.0, 0.0], [0.9, 0.1], [0.7, 0.3])
+
+    problem = Instance(layer._plan.form, (torch.zeros(1, 2, dtype=DOUBLE),), 1)
+    assert failures._unbounded(Plan(), problem, "SOLVER: unbounded") is None
