@@ -89,12 +89,13 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     outcome = _nothing_yet(plan, size)
     pending = torch.ones(size, dtype=torch.bool)
     pending[list(failed)] = False
-    for answer in _answers(plan, call, problem, pending):
+    for answer, settle in _answers(plan, call, problem, pending):
         attempt = _examine(problem, answer(), pending, plan.tolerance)
         certified = pending & (attempt.residuals.amax(1) <= plan.tolerance)
         _take(outcome, certified, attempt)
         pending &= ~certified
-        _explain_claims(plan, problem, attempt, pending, failed)
+        if settle:
+            _explain_claims(plan, problem, attempt, pending, failed)
     if pending.any():
         _explain_rest(plan, problem, attempt, pending, failed)
     _report(plan, call, failed, size)
@@ -104,13 +105,20 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     return outcome
 
 
-def _answers(plan: Plan, call: Call, problem: Instance, pending: Tensor) -> Iterator[Callable[[], Answer]]:
-    """The warm start, then engine after engine, as long as samples are pending."""
+def _answers(
+    plan: Plan, call: Call, problem: Instance, pending: Tensor
+) -> Iterator[tuple[Callable[[], Answer], bool]]:
+    """The warm start, then engine after engine, as long as samples are pending.
+
+    With each, whether a claim of its is to be proven before the next engine is asked: not where that
+    engine is quicker than a proof.
+    """
     if call.start is not None and call.start.x.shape[0] == problem.size and pending.any():
-        yield partial(_previous, call.start, pending)
-    for engine in plan.engines:
+        yield partial(_previous, call.start, pending), False
+    for engine, following in zip(plan.engines, (*plan.engines[1:], None), strict=True):
         if pending.any():
-            yield partial(ask, engine, problem, _indices(pending))
+            settle = following is None or not following.quick
+            yield partial(ask, engine, problem, _indices(pending)), settle
 
 
 def _previous(start: Point, rows: Tensor) -> Answer:

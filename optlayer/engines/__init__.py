@@ -74,6 +74,7 @@ class MatrixEngine(Protocol):
     """Solves cone programmes given as matrices."""
 
     name: str
+    quick: bool  # quicker than a proof of infeasibility
 
     def solve_matrices(self, program: ConeProgram) -> Answer:
         """Never raises for a sample: a solver that throws is a claim of FAILED."""
@@ -84,6 +85,7 @@ class FunctionEngine(Protocol):
     """Solves the problem as the user stated it, at given parameter values."""
 
     name: str
+    quick: bool
 
     def solve_problem(self, theta: tuple[Array, ...]) -> Answer:
         """theta: (B, *shape) each. Never raises for a sample."""

@@ -28,6 +28,7 @@ class Clarabel:
     """A `MatrixEngine`; options are Clarabel's settings by name."""
 
     name = "CLARABEL"
+    quick = True
 
     def __init__(self, options: dict[str, Any], rescale: bool = False) -> None:
         self._rescale = rescale

@@ -27,6 +27,8 @@ SMALL = 10_000  # parameter entries above which cvxpy's parametrized form costs 
 class Cvxpy:
     """A `FunctionEngine`; options are the solver's, as `cp.Problem.solve` takes them."""
 
+    quick = False
+
     def __init__(self, reference: Reference, solver: str, options: dict[str, Any]) -> None:
         self.name = solver.upper()
         if self.name not in cp.installed_solvers():
