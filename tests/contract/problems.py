@@ -1,4 +1,4 @@
-"""One table of problems, each with a sampler, its exact answer where there is one, and twins without an answer.
+"""One table of problems, each with a sampler, its exact answer where there is one, and twins without any.
 
 The callables live at module level, so that layers made of them can be pickled.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import cvxpy as cp
 import torch
+
 from optlayer import OptLayer
 
 F64 = torch.float64
@@ -81,7 +82,7 @@ def layer_of(problem: Problem) -> OptLayer:
     return problem.build()
 
 
-# ------------------------------------------------------------------ the tutorial's quadratic programme
+# ------------------------------ the tutorial's quadratic programme
 
 
 def qp_objective(z, L, q, G, h, A, b):
@@ -168,11 +169,15 @@ SMALL_QP = Problem(
     lambda rng, *batch: plant_qp(rng, 4, 3, 1, batch=batch).parameters,
     form=QP_FORM,
 )
-SMALL_QP_LOOSE = Problem("small_qp_loose", lambda **options: build_qp(4, 2, 1, **options),
-                         lambda rng, *batch: plant_qp(rng, 4, 2, 1, batch=batch).parameters, form=QP_FORM)
+SMALL_QP_LOOSE = Problem(
+    "small_qp_loose",
+    lambda **options: build_qp(4, 2, 1, **options),
+    lambda rng, *batch: plant_qp(rng, 4, 2, 1, batch=batch).parameters,
+    form=QP_FORM,
+)
 
 
-# ------------------------------------------------------------------ nonlinearities
+# ------------------------------ nonlinearities
 
 
 def vector_layer(n, objective, inequalities=(), equalities=(), **options):
@@ -271,9 +276,7 @@ SPARSEMAX = Problem(
     sample_sparsemax,
     truth=lambda x: (sparsemax(x),),
     duals=sparsemax_duals,
-    form=Form(
-        lambda z, x: (z - x).square().sum(), lambda z, x: -z, lambda z, x: z.sum().reshape(1) - 1
-    ),
+    form=Form(lambda z, x: (z - x).square().sum(), lambda z, x: -z, lambda z, x: z.sum().reshape(1) - 1),
     infeasible=lambda: (vector_layer(6, distance, [lambda z, x: z], [sums_to_one]), (one(6),)),
     unbounded=lambda: (vector_layer(6, linear, [nonnegative]), (-one(6),)),
 )
@@ -309,7 +312,7 @@ RELU = Problem(
 )
 
 
-# ------------------------------------------------------------------ the ball, in squared form
+# ------------------------------ the ball, in squared form
 
 
 def ball_distance(z, x, r):
@@ -359,7 +362,7 @@ BALL = Problem(
 )
 
 
-# ------------------------------------------------------------------ statistics
+# ------------------------------ statistics
 
 
 def logistic_loss(w, X, y):
@@ -423,7 +426,7 @@ COVARIANCE = Problem(
     truth=lambda S: (torch.linalg.inv(S),),
     infeasible=lambda: (
         OptLayer(
-            [X := cp.Variable((3, 3), symmetric=True)],
+            [cp.Variable((3, 3), symmetric=True)],
             [cp.Parameter((3, 3), symmetric=True)],
             covariance_loss,
             [lambda X, S: cp.trace(X) + 1],
@@ -434,7 +437,7 @@ COVARIANCE = Problem(
 )
 
 
-# ------------------------------------------------------------------ entropic transport
+# ------------------------------ entropic transport
 
 
 TEMPERATURE = 0.2
@@ -527,12 +530,10 @@ TRANSPORT = Problem(
         (-one(6, 6),),
     ),
 )
-TRANSPORT_REDUCED = Problem(
-    "transport_reduced", build_transport_reduced, sample_marginals, truth=sinkhorn
-)
+TRANSPORT_REDUCED = Problem("transport_reduced", build_transport_reduced, sample_marginals, truth=sinkhorn)
 
 
-# ------------------------------------------------------------------ a linear programme over a box
+# ------------------------------ a linear programme over a box
 
 
 def box_cost(z, c, lo, hi):
@@ -575,7 +576,7 @@ BOX = Problem(
 )
 
 
-# ------------------------------------------------------------------ a scalar, a matrix, a block of three dimensions
+# ------------------------------ a scalar, a matrix, a block of three dimensions
 
 
 WEIGHT_W = torch.arange(1.0, 7.0, dtype=F64).reshape(2, 3) / 6
@@ -587,9 +588,7 @@ def blocks_objective(t, W, B, p, M, K):
 
 
 def blocks_equality(t, W, B, p, M, K):
-    return (
-        t + cp.sum(cp.multiply(WEIGHT_W.numpy(), W)) + cp.sum(cp.multiply(WEIGHT_B.numpy(), B)) - 1
-    )
+    return t + cp.sum(cp.multiply(WEIGHT_W.numpy(), W)) + cp.sum(cp.multiply(WEIGHT_B.numpy(), B)) - 1
 
 
 def build_blocks(**options):
@@ -635,7 +634,7 @@ BLOCKS = Problem(
 )
 
 
-# ------------------------------------------------------------------ the value and the multiplier of a plane
+# ------------------------------ the value and the multiplier of a plane
 
 
 def plane_objective(z, x, a, b):
@@ -684,7 +683,7 @@ PLANE = Problem(
 )
 
 
-# ------------------------------------------------------------------ a quadratic form whose matrix is a parameter
+# ------------------------------ a quadratic form whose matrix is a parameter
 
 
 def quadform_objective(z, P, q, A, b):
@@ -757,7 +756,7 @@ QUADFORM = Problem(
 )
 
 
-# ------------------------------------------------------------------ products of parameters: not DPP
+# ------------------------------ products of parameters: not DPP
 
 
 def product_objective(z, s, M, q):
@@ -809,7 +808,7 @@ PRODUCT = Problem(
 )
 
 
-# ------------------------------------------------------------------ random smooth programmes with exponentials
+# ------------------------------ random smooth programmes with exponentials
 
 
 def exponential_objective(z, C, d, q, B, c, t, G, h):
@@ -844,20 +843,13 @@ def plant_exponential(rng, n, k, m, margin=0.2) -> Planted:
     dual = torch.where(active, uniform(rng, 1 + m, low=margin, high=1 + margin), 0.0)
     slack = torch.where(active, 0.0, uniform(rng, 1 + m, low=margin, high=1 + margin))
     t, h = (B @ z + c).logsumexp(0) + slack[0], G @ z + slack[1:]
-    q = -(
-        T(C) @ (C @ z + d).exp()
-        + 0.1 * z
-        + dual[0] * T(B) @ (B @ z + c).softmax(0)
-        + T(G) @ dual[1:]
-    )
+    q = -(T(C) @ (C @ z + d).exp() + 0.1 * z + dual[0] * T(B) @ (B @ z + c).softmax(0) + T(G) @ dual[1:])
     return Planted((C, d, q, B, c, t, G, h), z, dual, normal(rng, 0))
 
 
 EXPONENTIAL_FORM = Form(
     lambda z, C, d, q, B, c, t, G, h: (C @ z + d).exp().sum() + 0.05 * z @ z + q @ z,
-    lambda z, C, d, q, B, c, t, G, h: torch.cat(
-        [((B @ z + c).logsumexp(0) - t).reshape(1), G @ z - h]
-    ),
+    lambda z, C, d, q, B, c, t, G, h: torch.cat([((B @ z + c).logsumexp(0) - t).reshape(1), G @ z - h]),
 )
 
 EXPONENTIAL = Problem(

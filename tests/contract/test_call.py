@@ -6,11 +6,30 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+
 from optlayer import InputError, OptLayer, OptLayerError
 
-from .problems import (BLOCKS, BOX, PLANE, QP, SMALL_QP, SMALL_QP_LOOSE, SPARSEMAX, all_of, build_box, build_qp, build_relu, build_sparsemax,
-                       close, layer_of, leaves, normal, plant_qp, sparsemax, sample_sparsemax)
-
+from .problems import (
+    BLOCKS,
+    BOX,
+    PLANE,
+    QP,
+    SMALL_QP,
+    SMALL_QP_LOOSE,
+    SPARSEMAX,
+    all_of,
+    build_box,
+    build_qp,
+    build_relu,
+    build_sparsemax,
+    close,
+    layer_of,
+    leaves,
+    normal,
+    plant_qp,
+    sample_sparsemax,
+    sparsemax,
+)
 
 # ------------------------------------------------------------------ names
 
@@ -24,10 +43,18 @@ def test_keywords_are_parameter_names(rng):
     assert torch.equal(layer.solve(a=a, x=x, b=b).primal[0], expected)
 
 
-@pytest.mark.parametrize("arguments, named, parts", [
-    (2, {}, ["b"]), (0, {}, ["x"]), (1, {"b": 2}, ["a"]),
-    (3, {"b": 2}, ["b"]), (2, {"b": 2, "wrong": 0}, ["wrong"]), (2, {"beta": 2}, ["beta"]),
-], ids=["missing", "none", "missing-named", "twice", "unknown", "misspelt"])
+@pytest.mark.parametrize(
+    ("arguments", "named", "parts"),
+    [
+        (2, {}, ["b"]),
+        (0, {}, ["x"]),
+        (1, {"b": 2}, ["a"]),
+        (3, {"b": 2}, ["b"]),
+        (2, {"b": 2, "wrong": 0}, ["wrong"]),
+        (2, {"beta": 2}, ["beta"]),
+    ],
+    ids=["missing", "none", "missing-named", "twice", "unknown", "misspelt"],
+)
 def test_wrong_names(arguments, named, parts, rng):
     data = PLANE.parameters(rng)
     with pytest.raises(InputError, match=all_of(*(rf"\b{part}\b" for part in parts))):
@@ -40,7 +67,8 @@ def test_wrong_count(rng):
         layer_of(PLANE)(*data, data[0])
     with pytest.raises(InputError, match=all_of(r"\bb\b")) as caught:
         layer_of(PLANE)(*data[:2])
-    assert caught.value.indices == () and isinstance(caught.value, (OptLayerError, ValueError))
+    assert caught.value.indices == ()
+    assert isinstance(caught.value, (OptLayerError, ValueError))
 
 
 # ------------------------------------------------------------------ outputs
@@ -49,7 +77,12 @@ def test_wrong_count(rng):
 def test_one_tensor_for_one_variable_and_a_tuple_for_several(rng):
     assert isinstance(layer_of(SPARSEMAX)(*SPARSEMAX.parameters(rng)), torch.Tensor)
     outputs = layer_of(BLOCKS)(*BLOCKS.parameters(rng, 3))
-    assert isinstance(outputs, tuple) and [tuple(output.shape) for output in outputs] == [(3,), (3, 2, 3), (3, 2, 3, 2)]
+    assert isinstance(outputs, tuple)
+    assert [tuple(output.shape) for output in outputs] == [
+        (3,),
+        (3, 2, 3),
+        (3, 2, 3, 2),
+    ]
 
 
 # ------------------------------------------------------------------ leading dimensions
@@ -57,13 +90,13 @@ def test_one_tensor_for_one_variable_and_a_tuple_for_several(rng):
 
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3), (2, 1, 3)], ids=str)
 def test_leading_dimensions(batch, rng):
-    x, = sample_sparsemax(rng, *batch)
+    (x,) = sample_sparsemax(rng, *batch)
     x.requires_grad_()
     y = layer_of(SPARSEMAX)(x)
     assert y.shape == (*batch, 6)
     close(y, sparsemax(x))
     (y * torch.arange(6)).sum().backward()
-    reference, = leaves((x,))
+    (reference,) = leaves((x,))
     (sparsemax(reference) * torch.arange(6)).sum().backward()
     close(x.grad, reference.grad)
 
@@ -114,8 +147,11 @@ def test_scalar_parameters_take_a_batch(rng):
 
 
 def test_scalar_parameters_broadcast_inside(rng):
-    layer = OptLayer([cp.Variable(3)], [cp.Parameter(3), cp.Parameter()],
-                     objective=lambda z, x, s: cp.sum_squares(z - s * x - s))
+    layer = OptLayer(
+        [cp.Variable(3)],
+        [cp.Parameter(3), cp.Parameter()],
+        objective=lambda z, x, s: cp.sum_squares(z - s * x - s),
+    )
     x, s = leaves((normal(rng, 4, 3), normal(rng, 4)))
     y = layer(x, s)
     close(y, s.unsqueeze(-1) * x + s.unsqueeze(-1))
@@ -126,12 +162,15 @@ def test_scalar_parameters_broadcast_inside(rng):
 def test_empty_batch(batch, rng):
     x = torch.zeros(*batch, 6, dtype=torch.float64, requires_grad=True)
     y = layer_of(SPARSEMAX)(x)
-    assert y.shape == (*batch, 6) and y.dtype == torch.float64
+    assert y.shape == (*batch, 6)
+    assert y.dtype == torch.float64
     y.sum().backward()
     assert x.grad.shape == x.shape
     solution = layer_of(SPARSEMAX).solve(x)
-    assert solution.status.shape == batch and solution.value.shape == batch
-    assert solution.inequality_duals[0].shape == (*batch, 6) and solution.equality_duals[0].shape == batch
+    assert solution.status.shape == batch
+    assert solution.value.shape == batch
+    assert solution.inequality_duals[0].shape == (*batch, 6)
+    assert solution.equality_duals[0].shape == batch
 
 
 def test_empty_batch_with_a_shared_parameter(rng):
@@ -139,7 +178,8 @@ def test_empty_batch_with_a_shared_parameter(rng):
     y = layer_of(PLANE)(x, a, b)
     assert y.shape == (0, 4)
     y.sum().backward()
-    assert torch.equal(a.grad, torch.zeros_like(a)) and torch.equal(b.grad, torch.zeros_like(b))
+    assert torch.equal(a.grad, torch.zeros_like(a))
+    assert torch.equal(b.grad, torch.zeros_like(b))
 
 
 def test_empty_batch_needs_no_solve():
@@ -168,7 +208,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(problem, rng):
 
 
 def test_non_contiguous_and_expanded_inputs(rng):
-    x, = sample_sparsemax(rng, 4)
+    (x,) = sample_sparsemax(rng, 4)
     expected = sparsemax(x)
     close(layer_of(SPARSEMAX)(x.mT.contiguous().mT), expected)
     close(layer_of(SPARSEMAX)(x[::2]), expected[::2])
@@ -178,14 +218,21 @@ def test_non_contiguous_and_expanded_inputs(rng):
 # ------------------------------------------------------------------ types
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float32, 1e-6),
-                                              (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float32, 1e-6), (torch.float64, 1e-12)],
+    ids=str,
+)
 def test_output_and_gradient_have_the_inputs_type(dtype, tolerance, rng):
     x = sample_sparsemax(rng, 4)[0].to(dtype).requires_grad_()
     solution = layer_of(SPARSEMAX).solve(x)
     y = solution.primal[0]
-    assert {y.dtype, solution.value.dtype, solution.inequality_duals[0].dtype, solution.equality_duals[0].dtype} \
-        == {dtype}
+    assert {
+        y.dtype,
+        solution.value.dtype,
+        solution.inequality_duals[0].dtype,
+        solution.equality_duals[0].dtype,
+    } == {dtype}
     close(y.double(), sparsemax(x.detach().double()), tolerance)
     (y * torch.arange(6, dtype=dtype)).sum().backward()
     assert x.grad.dtype == dtype
@@ -203,8 +250,13 @@ def test_solved_in_double_precision_whatever_comes_in(rng):
 
 def test_types_are_promoted(rng):
     x, a, b = PLANE.parameters(rng)
-    for dtypes in ((torch.float32, torch.float64, torch.float32), (torch.float16, torch.float32, torch.bfloat16)):
-        data = [tensor.clone().to(dtype).requires_grad_() for tensor, dtype in zip((x, a, b), dtypes, strict=True)]
+    for dtypes in (
+        (torch.float32, torch.float64, torch.float32),
+        (torch.float16, torch.float32, torch.bfloat16),
+    ):
+        data = [
+            tensor.clone().to(dtype).requires_grad_() for tensor, dtype in zip((x, a, b), dtypes, strict=True)
+        ]
         y = layer_of(PLANE)(*data)
         expected = torch.promote_types(torch.promote_types(*dtypes[:2]), dtypes[2])
         assert y.dtype == expected
@@ -240,7 +292,8 @@ def test_numpy_values_keep_their_precision(rng):
 def test_numpy_only(rng):
     x, a, b = PLANE.parameters(rng)
     y = layer_of(PLANE)(x.numpy(), a.numpy(), float(b))
-    assert isinstance(y, torch.Tensor) and y.is_floating_point()
+    assert isinstance(y, torch.Tensor)
+    assert y.is_floating_point()
     close(y.double(), layer_of(PLANE)(x, a, b), 1e-6)
 
 
@@ -251,7 +304,8 @@ def test_autocast_does_not_reach_inside(rng):
     gradient, x.grad = x.grad, None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer_of(SPARSEMAX)(x)
-    assert y.dtype == torch.float32 and torch.equal(y, plain)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, plain)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y.square().sum().backward()
     close(x.grad, gradient, 1e-6)
@@ -265,12 +319,15 @@ def test_no_grad_and_inference_mode(rng):
     expected = layer_of(SPARSEMAX)(x).detach()
     with torch.no_grad():
         y = layer_of(SPARSEMAX)(x)
-    assert not y.requires_grad and y.grad_fn is None
+    assert not y.requires_grad
+    assert y.grad_fn is None
     with torch.inference_mode():
         z = layer_of(SPARSEMAX)(x)
         solution = layer_of(SPARSEMAX).solve(x)
-    assert z.is_inference() and not solution.value.requires_grad
-    assert torch.equal(y, expected) and torch.equal(z, expected)
+    assert z.is_inference()
+    assert not solution.value.requires_grad
+    assert torch.equal(y, expected)
+    assert torch.equal(z, expected)
     assert not layer_of(SPARSEMAX)(x.detach()).requires_grad
 
 
@@ -282,7 +339,9 @@ def test_nothing_is_kept_for_a_backward(mode, rng):
 
     def alive():
         gc.collect()
-        return {thing.untyped_storage().data_ptr() for thing in gc.get_objects() if type(thing) is torch.Tensor}
+        return {
+            thing.untyped_storage().data_ptr() for thing in gc.get_objects() if type(thing) is torch.Tensor
+        }
 
     layer(x)  # whatever is made once
     before = alive()
@@ -294,9 +353,11 @@ def test_nothing_is_kept_for_a_backward(mode, rng):
 def test_under_saved_tensor_hooks(rng):
     """Checkpointing and offloading work by such hooks; without gradients they see nothing."""
     x = sample_sparsemax(rng, 4)[0].requires_grad_()
-    expected, = torch.autograd.grad(layer_of(SPARSEMAX)(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(layer_of(SPARSEMAX)(x).square().sum(), x)
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
         with torch.no_grad():
             layer_of(SPARSEMAX)(x)
         assert not saved
@@ -310,7 +371,7 @@ def test_under_saved_tensor_hooks(rng):
 
 def test_inference_tensors_as_data(rng):
     with torch.inference_mode():
-        x, = sample_sparsemax(rng, 2)
+        (x,) = sample_sparsemax(rng, 2)
     close(layer_of(SPARSEMAX)(x), sparsemax(x))
 
 
@@ -319,22 +380,34 @@ def test_only_what_asks_gets_a_gradient(rng):
     x.requires_grad_()
     y = layer_of(PLANE)(x, a, b)
     y.sum().backward()
-    assert x.grad is not None and a.grad is None and b.grad is None
+    assert x.grad is not None
+    assert a.grad is None
+    assert b.grad is None
 
 
 # ------------------------------------------------------------------ wrong data
 
 
-@pytest.mark.parametrize("name, got, expected", [
-    ("L", (10, 9), "10, ?10"), ("q", (9,), "10"), ("G", (4,), "4, ?10"), ("h", (), "4"), ("A", (6, 10), "5, ?10"),
-    ("b", (5, 1), "5"),
-], ids=["L", "q", "G", "h", "A", "b"])
+@pytest.mark.parametrize(
+    ("name", "got", "expected"),
+    [
+        ("L", (10, 9), "10, ?10"),
+        ("q", (9,), "10"),
+        ("G", (4,), "4, ?10"),
+        ("h", (), "4"),
+        ("A", (6, 10), "5, ?10"),
+        ("b", (5, 1), "5"),
+    ],
+    ids=["L", "q", "G", "h", "A", "b"],
+)
 def test_wrong_shape(name, got, expected):
     """One size at a time: the text names the parameter, what was expected, what came."""
     data = dict(zip("LqGhAb", QP.parameters(torch.Generator().manual_seed(0)), strict=True))
     data[name] = torch.zeros(got, dtype=torch.float64)
     shape = ", ?".join(map(str, got))
-    with pytest.raises(InputError, match=all_of(rf"\b{name}\b", expected, rf"\({shape},?\)|\[{shape}\]")) as caught:
+    with pytest.raises(
+        InputError, match=all_of(rf"\b{name}\b", expected, rf"\({shape},?\)|\[{shape}\]")
+    ) as caught:
         layer_of(QP)(**data)
     assert caught.value.indices == ()
 
@@ -363,15 +436,17 @@ def test_complex_data(dtype, rng):
         layer_of(PLANE)(x, a.to(dtype).numpy(), b)
 
 
-@pytest.mark.parametrize("value", ["three", None, object(), {"a": 1}], ids=["text", "none", "object", "dictionary"])
+@pytest.mark.parametrize(
+    "value", ["three", None, object(), {"a": 1}], ids=["text", "none", "object", "dictionary"]
+)
 def test_data_that_is_no_number(value, rng):
-    x, a, b = PLANE.parameters(rng)
+    x, _, b = PLANE.parameters(rng)
     with pytest.raises(InputError, match=r"\ba\b"):
         layer_of(PLANE)(x, value, b)
 
 
 def test_ragged_data(rng):
-    x, a, b = PLANE.parameters(rng)
+    x, _, b = PLANE.parameters(rng)
     with pytest.raises(InputError, match=r"\ba\b"):
         layer_of(PLANE)(x, [[1.0, 2.0], [3.0]], b)
 
@@ -384,8 +459,10 @@ class TestParameterAttributes:
         parameter = cp.Parameter(3, name="weight", **attributes)
         return OptLayer([cp.Variable(3)], [parameter], objective=lambda z, w: cp.sum_squares(z - w))
 
-    @pytest.mark.parametrize("attribute, good, bad", [("nonneg", 0.0, -1.0), ("nonpos", 0.0, 1.0), ("pos", 1.0, -1.0),
-                                                      ("neg", -1.0, 1.0)])
+    @pytest.mark.parametrize(
+        ("attribute", "good", "bad"),
+        [("nonneg", 0.0, -1.0), ("nonpos", 0.0, 1.0), ("pos", 1.0, -1.0), ("neg", -1.0, 1.0)],
+    )
     def test_sign(self, attribute, good, bad):
         layer = self.layer(**{attribute: True})
         value = torch.full((2, 3), good, dtype=torch.float64)
@@ -397,8 +474,11 @@ class TestParameterAttributes:
 
     @staticmethod
     def quadratic(**attributes):
-        return OptLayer([cp.Variable(3)], [cp.Parameter((3, 3), name="Q", **attributes), cp.Parameter(3)],
-                        objective=lambda z, Q, q: cp.quad_form(z, Q) / 2 + cp.sum_squares(z) / 2 + q @ z)
+        return OptLayer(
+            [cp.Variable(3)],
+            [cp.Parameter((3, 3), name="Q", **attributes), cp.Parameter(3)],
+            objective=lambda z, Q, q: cp.quad_form(z, Q) / 2 + cp.sum_squares(z) / 2 + q @ z,
+        )
 
     def test_psd(self, rng):
         layer, eye = self.quadratic(PSD=True), torch.eye(3, dtype=torch.float64)
@@ -415,20 +495,26 @@ class TestParameterAttributes:
         close(y, torch.zeros(20, 3, dtype=dtype), 1e-6)
 
     def test_symmetric(self, rng):
-        layer = OptLayer([cp.Variable((3, 3))], [cp.Parameter((3, 3), symmetric=True, name="S")],
-                         objective=lambda Z, S: cp.sum_squares(Z - S))
+        layer = OptLayer(
+            [cp.Variable((3, 3))],
+            [cp.Parameter((3, 3), symmetric=True, name="S")],
+            objective=lambda Z, S: cp.sum_squares(Z - S),
+        )
         S = normal(rng, 3, 3)
         with pytest.raises(InputError, match=all_of(r"\bS\b", "symmetric")):
             layer(S)
         S = (S + S.T).requires_grad_()
         close(layer(S), S)
         w = normal(rng, 3, 3)
-        gradient, = torch.autograd.grad(layer(S), S, w)
+        (gradient,) = torch.autograd.grad(layer(S), S, w)
         close(gradient, (w + w.T) / 2)
 
     def test_nearly_symmetric_is_symmetrized(self, rng):
-        layer = OptLayer([cp.Variable((3, 3))], [cp.Parameter((3, 3), symmetric=True)],
-                         objective=lambda Z, S: cp.sum_squares(Z - S))
+        layer = OptLayer(
+            [cp.Variable((3, 3))],
+            [cp.Parameter((3, 3), symmetric=True)],
+            objective=lambda Z, S: cp.sum_squares(Z - S),
+        )
         S = normal(rng, 3, 3).float()
         S = S + S.T
         S[0, 1] *= 1 + 2e-7
@@ -443,7 +529,8 @@ def test_users_leaves_are_left_alone(rng):
     data = normal(rng, 2, 3)
     close(layer(data), data)
     close(other(data), 2 * data)
-    assert z.value is None and x.value is None
+    assert z.value is None
+    assert x.value is None
     x.value = [1.0, 2.0, 3.0]
     close(layer(data), data)
     assert x.value.tolist() == [1.0, 2.0, 3.0]
@@ -464,7 +551,9 @@ def test_layers_hold_what_was_declared():
 
 
 def test_parameters_of_size_one_are_not_scalars(rng):
-    layer = OptLayer([cp.Variable(1)], [cp.Parameter(1, name="x")], objective=lambda z, x: cp.sum_squares(z - x))
+    layer = OptLayer(
+        [cp.Variable(1)], [cp.Parameter(1, name="x")], objective=lambda z, x: cp.sum_squares(z - x)
+    )
     x = normal(rng, 7, 1)
     close(layer(x), x)
     with pytest.raises(InputError, match=all_of(r"\bx\b", "7")):
@@ -472,7 +561,7 @@ def test_parameters_of_size_one_are_not_scalars(rng):
 
 
 def test_fresh_layers_agree(rng):
-    x, = sample_sparsemax(rng, 3)
+    (x,) = sample_sparsemax(rng, 3)
     assert torch.equal(build_sparsemax()(x), build_sparsemax()(x))
     assert torch.equal(build_relu()(x[:, :5]), build_relu()(x[:, :5]))
     data = BOX.parameters(rng, 3)

@@ -1,24 +1,54 @@
-"""Problems without an answer, solvers that stop early, data that is no number: named, and no harm to the others."""
+"""No answer, solvers that stop early, data that is no number: named, and no harm to others."""
 
 import cvxpy as cp
 import pytest
 import torch
-from optlayer import (InaccurateError, InfeasibleError, InputError, OptLayer, OptLayerError, Solution, SolveError,
-                      SolverFailedError, Status, UnboundedError)
 
-from .problems import (PLANE, QP, SMALL_QP, SOFTMAX, SPARSEMAX, TABLE, TRANSPORT_REDUCED, all_of, build_qp,
-                       build_softmax, build_sparsemax, build_transport_reduced, close, layer_of, leaves, normal, one,
-                       outputs_of, plant_qp)
+from optlayer import (
+    InaccurateError,
+    InfeasibleError,
+    InputError,
+    OptLayer,
+    OptLayerError,
+    Solution,
+    SolveError,
+    SolverFailedError,
+    Status,
+    UnboundedError,
+)
+
+from .problems import (
+    PLANE,
+    QP,
+    SMALL_QP,
+    SOFTMAX,
+    SPARSEMAX,
+    TABLE,
+    TRANSPORT_REDUCED,
+    all_of,
+    build_qp,
+    build_softmax,
+    build_sparsemax,
+    build_transport_reduced,
+    close,
+    layer_of,
+    leaves,
+    normal,
+    one,
+    outputs_of,
+    plant_qp,
+)
 
 INFEASIBLE = [problem for problem in TABLE if problem.infeasible]
 UNBOUNDED = [problem for problem in TABLE if problem.unbounded]
 
 
-# ------------------------------------------------------------------ a layer whose samples can fail in every way
+# ------------------------------ a layer whose samples can fail in every way
 
 
 def distance(z, c, x, lo, hi):
     """Bounded by the box if sum_squares has weight c = 1; with c = 0 linear."""
+
     return c * cp.sum_squares(z) - 2 * x @ z
 
 
@@ -32,8 +62,12 @@ def upper(z, c, x, lo, hi):
 
 def build_fragile(**options):
     """min c |z|^2 - 2 x'z over lo <= z, z[:2] <= hi. c = 0 and x[2] > 0: unbounded. lo > hi: infeasible."""
-    parameters = [cp.Parameter(nonneg=True, name="c"), cp.Parameter(3, name="x"), cp.Parameter(3, name="lo"),
-                  cp.Parameter(2, name="hi")]
+    parameters = [
+        cp.Parameter(nonneg=True, name="c"),
+        cp.Parameter(3, name="x"),
+        cp.Parameter(3, name="lo"),
+        cp.Parameter(2, name="hi"),
+    ]
     return OptLayer([cp.Variable(3, name="z")], parameters, distance, [lower, upper], **options)
 
 
@@ -63,11 +97,16 @@ def spoil(data, row, how):
     return data
 
 
-STATUS = {"infeasible": Status.INFEASIBLE, "unbounded": Status.UNBOUNDED, "nan": Status.INVALID, "inf": Status.INVALID}
+STATUS = {
+    "infeasible": Status.INFEASIBLE,
+    "unbounded": Status.UNBOUNDED,
+    "nan": Status.INVALID,
+    "inf": Status.INVALID,
+}
 ERROR = {"infeasible": InfeasibleError, "unbounded": UnboundedError, "nan": InputError, "inf": InputError}
 
 
-# ------------------------------------------------------------------ every problem of the table
+# ------------------------------ every problem of the table
 
 
 @pytest.mark.parametrize("problem", INFEASIBLE, ids=repr)
@@ -78,7 +117,8 @@ def test_infeasible_twin(problem):
     assert caught.value.indices == ()
     with pytest.raises(InfeasibleError, match=all_of("2 of 2", "infeasible")) as caught:
         layer(*(tensor.expand(2, *tensor.shape) for tensor in data))
-    assert caught.value.indices == (0, 1) and tuple(caught.value.statuses) == (Status.INFEASIBLE,) * 2
+    assert caught.value.indices == (0, 1)
+    assert tuple(caught.value.statuses) == (Status.INFEASIBLE,) * 2
 
 
 @pytest.mark.parametrize("problem", UNBOUNDED, ids=repr)
@@ -89,7 +129,8 @@ def test_unbounded_twin(problem):
     assert caught.value.indices == ()
     with pytest.raises(UnboundedError, match=all_of("2 of 2", "unbounded")) as caught:
         layer(*(tensor.expand(2, *tensor.shape) for tensor in data))
-    assert caught.value.indices == (0, 1) and tuple(caught.value.statuses) == (Status.UNBOUNDED,) * 2
+    assert caught.value.indices == (0, 1)
+    assert tuple(caught.value.statuses) == (Status.UNBOUNDED,) * 2
 
 
 def test_feasible_problems_of_extreme_size_are_not_called_infeasible(rng):
@@ -101,28 +142,39 @@ def test_feasible_problems_of_extreme_size_are_not_called_infeasible(rng):
         close(layer(*data) / scale, truth(c, x, lo, hi), 1e-7)
 
 
-# ------------------------------------------------------------------ indices and texts
+# ------------------------------ indices and texts
 
 
 def test_unbatched_failure(rng):
     data = good(rng)
     data[2], data[3] = one(3), -one(2)
-    with pytest.raises(InfeasibleError, match=all_of("infeasible", "inequality [01]", "'(?:lower|upper)'")) as caught:
+    with pytest.raises(
+        InfeasibleError, match=all_of("infeasible", "inequality [01]", "'(?:lower|upper)'")
+    ) as caught:
         build_fragile()(*data)
     assert caught.value.indices == ()
 
 
 def test_the_model_message(rng):
     data = spoil(good(rng, 8), 3, "infeasible")
-    parts = [r"1 of 8 samples has no solution", r"sample 3 is infeasible", "inequality [01] '(?:lower|upper)' violated by "
-             r"[0-9]", r"The other 7 solved", r'on_failure="nan" keeps them']
+    parts = [
+        r"1 of 8 samples has no solution",
+        r"sample 3 is infeasible",
+        "inequality [01] '(?:lower|upper)' violated by "
+        r"[0-9]",
+        r"The other 7 solved",
+        r'on_failure="nan" keeps them',
+    ]
     with pytest.raises(InfeasibleError, match=all_of(*parts)) as caught:
         build_fragile()(*data)
     error = caught.value
-    assert error.indices == (3,) and tuple(error.statuses) == (Status.INFEASIBLE,)
+    assert error.indices == (3,)
+    assert tuple(error.statuses) == (Status.INFEASIBLE,)
     assert all(isinstance(index, int) for index in error.indices)
     assert error.residuals is not None
-    assert isinstance(error, SolveError) and isinstance(error, OptLayerError) and isinstance(error, RuntimeError)
+    assert isinstance(error, SolveError)
+    assert isinstance(error, OptLayerError)
+    assert isinstance(error, RuntimeError)
 
 
 def test_the_solver_is_named(rng):
@@ -138,7 +190,8 @@ def test_several_failures_of_one_kind(how, rng):
         data = spoil(data, row, how)
     with pytest.raises(ERROR[how], match=all_of("2 of 6", r"\b1\b", r"\b4\b", how)) as caught:
         build_fragile()(*data)
-    assert caught.value.indices == (1, 4) and tuple(caught.value.statuses) == (STATUS[how],) * 2
+    assert caught.value.indices == (1, 4)
+    assert tuple(caught.value.statuses) == (STATUS[how],) * 2
 
 
 def test_failures_of_several_kinds(rng):
@@ -153,7 +206,8 @@ def test_several_batch_dimensions(rng):
     data = spoil(spoil(good(rng, 2, 3), (0, 1), "infeasible"), (1, 2), "infeasible")
     with pytest.raises(InfeasibleError, match=all_of("2 of 6", r"\(0, 1\)", r"\(1, 2\)")) as caught:
         build_fragile()(*data)
-    assert caught.value.indices == ((0, 1), (1, 2)) and len(caught.value.statuses) == 2
+    assert caught.value.indices == ((0, 1), (1, 2))
+    assert len(caught.value.statuses) == 2
 
 
 @pytest.mark.parametrize("how", ["nan", "inf"])
@@ -161,7 +215,8 @@ def test_data_that_is_not_finite(how, rng):
     name = {"nan": "x", "inf": "hi"}[how]
     with pytest.raises(InputError, match=all_of(rf"\b{name}\b", r"\b2\b")) as caught:
         build_fragile()(*spoil(good(rng, 5), 2, how))
-    assert caught.value.indices == (2,) and tuple(caught.value.statuses) == (Status.INVALID,)
+    assert caught.value.indices == (2,)
+    assert tuple(caught.value.statuses) == (Status.INVALID,)
     with pytest.raises(InputError, match=rf"\b{name}\b") as caught:
         build_fragile()(*(tensor[2] for tensor in spoil(good(rng, 5), 2, how)))
     assert caught.value.indices == ()
@@ -171,7 +226,7 @@ def test_data_that_is_not_finite(how, rng):
 
 
 def test_shared_data_that_is_not_finite(rng):
-    c, x, lo, hi = good(rng, 3)
+    c, x, _lo, hi = good(rng, 3)
     with pytest.raises(InputError, match=r"\blo\b"):
         build_fragile()(c, x, torch.tensor([0.0, float("nan"), 0.0]), hi)
 
@@ -194,7 +249,7 @@ def test_a_layer_survives_its_failures(rng):
     close(expected, truth(*data))
 
 
-# ------------------------------------------------------------------ on_failure
+# ------------------------------ on_failure
 
 
 @pytest.mark.parametrize("how", ERROR)
@@ -204,7 +259,11 @@ def test_good_rows_are_unharmed(how, rng):
     keep = [0, 1, 2, 4, 5, 6, 7]
     w = normal(rng, 8, 3)
     results = []
-    for batch, cotangent in ((data, w), (spoil(data, 3, how), w), ([tensor[keep] for tensor in data], w[keep])):
+    for batch, cotangent in (
+        (data, w),
+        (spoil(data, 3, how), w),
+        ([tensor[keep] for tensor in data], w[keep]),
+    ):
         batch = leaves(batch)
         y = layer(*batch)
         results.append((y.detach(), *torch.autograd.grad(y, batch, cotangent)))
@@ -217,19 +276,22 @@ def test_good_rows_are_unharmed(how, rng):
 
 @pytest.mark.parametrize("how", ERROR)
 def test_a_nan_row_in_the_loss_does_no_harm(how, rng):
-    """The loss hands NaN cotangents back to the failed row; nothing of them reaches a gradient, shared ones included."""
+    """The loss hands NaN cotangents back to the failed row; nothing of them reaches any gradient."""
     layer = build_fragile(on_failure="nan")
     c, x, lo, hi = spoil(good(rng, 5), 2, how)
     keep = [0, 1, 3, 4]
     shift = torch.full((3,), 0.25, dtype=torch.float64, requires_grad=True)
-    expected, = torch.autograd.grad(layer(c[keep], x[keep] + shift, lo[keep], hi[keep]).square().sum(), shift)
+    (expected,) = torch.autograd.grad(
+        layer(c[keep], x[keep] + shift, lo[keep], hi[keep]).square().sum(), shift
+    )
     inputs = leaves((c, x, lo, hi))
     y = layer(inputs[0], inputs[1] + shift, inputs[2], inputs[3])
     assert y[2].isnan().all()
     y.square().sum().backward()
     close(shift.grad, expected, 1e-12)
     for tensor in inputs:
-        assert (tensor.grad[2] == 0).all() and tensor.grad.isfinite().all()
+        assert (tensor.grad[2] == 0).all()
+        assert tensor.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("how", ["infeasible", "nan"])
@@ -238,11 +300,15 @@ def test_higher_derivatives_of_good_rows(how, rng):
     keep = [0, 2]
     weights = torch.arange(1.0, 4.0, dtype=torch.float64)
     for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian):
+
         def per_sample(c, x, lo, hi):
             return (layer(c, x, lo, hi) * weights).sum()
+
         spoilt = torch.func.vmap(transform(per_sample, argnums=(0, 1)))(*data)
         intact = torch.func.vmap(transform(per_sample, argnums=(0, 1)))(*(tensor[keep] for tensor in data))
-        for a, e in zip(torch.utils._pytree.tree_leaves(spoilt), torch.utils._pytree.tree_leaves(intact), strict=True):
+        for a, e in zip(
+            torch.utils._pytree.tree_leaves(spoilt), torch.utils._pytree.tree_leaves(intact), strict=True
+        ):
             close(a[keep], e, 1e-12)
 
 
@@ -251,10 +317,16 @@ def test_nan_policy_in_the_solution(rng):
     for row, how in enumerate(["infeasible", "unbounded", "nan"]):
         data = spoil(data, row + 1, how)
     solution = build_fragile(on_failure="nan").solve(*data)
-    assert solution.status.tolist() == [Status.SOLVED, Status.INFEASIBLE, Status.UNBOUNDED, Status.INVALID,
-                                        Status.SOLVED]
+    assert solution.status.tolist() == [
+        Status.SOLVED,
+        Status.INFEASIBLE,
+        Status.UNBOUNDED,
+        Status.INVALID,
+        Status.SOLVED,
+    ]
     for output in outputs_of(solution):
-        assert output[1:4].isnan().all() and output[[0, 4]].isfinite().all()
+        assert output[1:4].isnan().all()
+        assert output[[0, 4]].isfinite().all()
     assert solution.residuals.worst[[0, 4]].max() < 1e-8
 
 
@@ -262,11 +334,12 @@ def test_nan_policy_unbatched(rng):
     data = good(rng)
     data[2], data[3] = one(3), -one(2)
     y = build_fragile(on_failure="nan")(*data)
-    assert y.shape == (3,) and y.isnan().all()
+    assert y.shape == (3,)
+    assert y.isnan().all()
 
 
 def test_nan_policy_still_refuses_wrong_shapes(rng):
-    c, x, lo, hi = good(rng, 3)
+    c, x, lo, _hi = good(rng, 3)
     with pytest.raises(InputError, match=r"\bhi\b"):
         build_fragile(on_failure="nan")(c, x, lo, lo)
 
@@ -278,9 +351,11 @@ def test_a_callable_is_told(rng):
     close(layer(*data), truth(*data))
     assert not told
     y = layer(*spoil(data, 2, "infeasible"))
-    (error, solution), = told
-    assert isinstance(error, InfeasibleError) and error.indices == (2,)
-    assert isinstance(solution, Solution) and solution.status[2] == Status.INFEASIBLE
+    ((error, solution),) = told
+    assert isinstance(error, InfeasibleError)
+    assert error.indices == (2,)
+    assert isinstance(solution, Solution)
+    assert solution.status[2] == Status.INFEASIBLE
     close(y[[0, 1, 3]], truth(*data)[[0, 1, 3]])
     assert y[2].isnan().all()
 
@@ -296,17 +371,29 @@ def test_a_callable_may_raise(rng):
         build_fragile(on_failure=on_failure)(*spoil(good(rng, 4), 2, "unbounded"))
 
 
-# ------------------------------------------------------------------ answers that are not accurate
+# ------------------------------ answers that are not accurate
 
 
-@pytest.mark.parametrize("solver, options", [(cp.CLARABEL, {"max_iter": 1}), (cp.CLARABEL, {"max_iter": 3}),
-                                             (cp.SCS, {"max_iters": 1}), (cp.SCS, {"max_iters": 20}),
-                                             (cp.OSQP, {"max_iter": 1}), (cp.OSQP, {"max_iter": 25})],
-                         ids=["clarabel-1", "clarabel-3", "scs-1", "scs-20", "osqp-1", "osqp-25"])
-@pytest.mark.parametrize("build, planted", [
-    (build_qp, lambda rng: plant_qp(rng, batch=(4,))),
-    (build_sparsemax, None),
-], ids=["qp", "sparsemax"])
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [
+        (cp.CLARABEL, {"max_iter": 1}),
+        (cp.CLARABEL, {"max_iter": 3}),
+        (cp.SCS, {"max_iters": 1}),
+        (cp.SCS, {"max_iters": 20}),
+        (cp.OSQP, {"max_iter": 1}),
+        (cp.OSQP, {"max_iter": 25}),
+    ],
+    ids=["clarabel-1", "clarabel-3", "scs-1", "scs-20", "osqp-1", "osqp-25"],
+)
+@pytest.mark.parametrize(
+    ("build", "planted"),
+    [
+        (build_qp, lambda rng: plant_qp(rng, batch=(4,))),
+        (build_sparsemax, None),
+    ],
+    ids=["qp", "sparsemax"],
+)
 def test_a_stopped_solver_yields_the_answer_or_an_error(solver, options, build, planted, rng):
     """Polishing may rescue a poor point; a wrong number never leaves."""
     if planted:
@@ -314,11 +401,12 @@ def test_a_stopped_solver_yields_the_answer_or_an_error(solver, options, build, 
         data, expected = planted.parameters, planted.primal
     else:
         data = SPARSEMAX.parameters(rng, 4)
-        expected, = SPARSEMAX.truth(*data)
+        (expected,) = SPARSEMAX.truth(*data)
     try:
         close(build(solver=solver, **options)(*data), expected, 1e-7)
     except (InaccurateError, SolverFailedError) as error:
-        assert error.indices and str(error)
+        assert error.indices  # noqa: PT017
+        assert str(error)  # noqa: PT017
     y = build(solver=solver, on_failure="nan", **options)(*data)
     for row, right in zip(y, expected, strict=True):
         assert row.isnan().all() or (row - right).abs().max() < 1e-7
@@ -327,7 +415,7 @@ def test_a_stopped_solver_yields_the_answer_or_an_error(solver, options, build, 
 @pytest.mark.parametrize("iterations", [1, 2, 5])
 def test_a_stopped_solver_on_exponentials(iterations, rng):
     data = TRANSPORT_REDUCED.parameters(rng, 3)
-    expected, = TRANSPORT_REDUCED.truth(*data)
+    (expected,) = TRANSPORT_REDUCED.truth(*data)
     y = build_transport_reduced(solver=cp.SCS, max_iters=iterations, on_failure="nan")(*data)
     for row, right in zip(y, expected, strict=True):
         assert row.isnan().all() or (row - right).abs().max() < 1e-7
@@ -347,15 +435,18 @@ UNATTAINED = {
 @pytest.mark.parametrize("objective", UNATTAINED.values(), ids=UNATTAINED.keys())
 def test_an_infimum_that_is_not_attained(objective):
     layer = OptLayer([cp.Variable(2)], [cp.Parameter(2)], objective=objective)
-    with pytest.raises(InaccurateError, match="attain|infimum") as caught:
+    with pytest.raises(InaccurateError, match=r"attain|infimum") as caught:
         layer(one(3, 2))
     assert caught.value.indices == (0, 1, 2)
     assert tuple(caught.value.statuses) == (Status.INACCURATE,) * 3
 
 
 def test_separable_logistic_regression(rng):
-    layer = OptLayer([cp.Variable(2, name="w")], [cp.Parameter((8, 2), name="X")],
-                     objective=lambda w, X: cp.sum(cp.logistic(-X @ w)))
+    layer = OptLayer(
+        [cp.Variable(2, name="w")],
+        [cp.Parameter((8, 2), name="X")],
+        objective=lambda w, X: cp.sum(cp.logistic(-X @ w)),
+    )
     X = normal(rng, 3, 8, 2)
     X[1, :, 0] = X[1, :, 0].abs() + 0.1  # this one is separated by (1, 0)
     X[0, :, :] = torch.cat([X[0, :4], -X[0, :4]])  # these two are not
@@ -368,22 +459,30 @@ def test_separable_logistic_regression(rng):
 
 def test_solver_that_is_not_installed_or_cannot():
     from optlayer import DeclarationError
+
     with pytest.raises(DeclarationError, match="NO_SUCH_SOLVER"):
         build_sparsemax(solver="NO_SUCH_SOLVER")
     with pytest.raises((DeclarationError, SolverFailedError), match="OSQP"):
-        build_softmax(solver=cp.OSQP)(one(5))  # entropies are no quadratics; nothing about the problem is wrong
+        build_softmax(solver=cp.OSQP)(
+            one(5)
+        )  # entropies are no quadratics; nothing about the problem is wrong
 
 
 def test_infeasible_rows_do_not_spoil_a_quadratic_programme(rng):
     data = [tensor.clone() for tensor in plant_qp(rng, batch=(5,)).parameters]
     expected = layer_of(QP)(*data)
-    L, q, G, h, A, b = data
+    L, _, G, h, A, b = data
     A[2, 1], b[2, 1] = A[2, 0], b[2, 0] + 1
     L[4], G[4] = 0, 0
     h[4] = 1
     solution = build_qp(on_failure="nan").solve(*data)
-    assert solution.status.tolist() == [Status.SOLVED, Status.SOLVED, Status.INFEASIBLE, Status.SOLVED,
-                                        Status.UNBOUNDED]
+    assert solution.status.tolist() == [
+        Status.SOLVED,
+        Status.SOLVED,
+        Status.INFEASIBLE,
+        Status.SOLVED,
+        Status.UNBOUNDED,
+    ]
     assert torch.equal(solution.primal[0][[0, 1, 3]], expected[[0, 1, 3]])
     with pytest.raises(SolveError, match=all_of("2 of 5", "sample 2 is infeasible", "unbounded")):
         layer_of(QP)(*data)
@@ -391,12 +490,16 @@ def test_infeasible_rows_do_not_spoil_a_quadratic_programme(rng):
 
 def test_errors_form_one_family():
     from optlayer import DeclarationError
+
     for error in (InfeasibleError, UnboundedError, InaccurateError, SolverFailedError):
-        assert issubclass(error, SolveError) and issubclass(error, RuntimeError)
+        assert issubclass(error, SolveError)
+        assert issubclass(error, RuntimeError)
     for error in (SolveError, DeclarationError, InputError):
         assert issubclass(error, OptLayerError)
-    assert issubclass(DeclarationError, ValueError) and issubclass(InputError, ValueError)
-    assert not issubclass(DeclarationError, SolveError) and not issubclass(InputError, SolveError)
+    assert issubclass(DeclarationError, ValueError)
+    assert issubclass(InputError, ValueError)
+    assert not issubclass(DeclarationError, SolveError)
+    assert not issubclass(InputError, SolveError)
 
 
 def test_statuses_are_sentences():
@@ -409,10 +512,13 @@ def test_statuses_are_sentences():
 def test_errors_survive_pickling(rng):
     """Data loaders and worker processes hand exceptions over by pickle."""
     import pickle
+
     with pytest.raises(InfeasibleError) as caught:
         build_fragile()(*spoil(good(rng, 4), 2, "infeasible"))
     again = pickle.loads(pickle.dumps(caught.value))
-    assert type(again) is InfeasibleError and str(again) == str(caught.value) and again.indices == (2,)
+    assert type(again) is InfeasibleError
+    assert str(again) == str(caught.value)
+    assert again.indices == (2,)
 
 
 def test_one_bad_row_of_a_softmax(rng):
@@ -432,4 +538,5 @@ def test_indices_are_python_integers(problem, rng):
     data[0][1] = float("nan")
     with pytest.raises(InputError) as caught:
         layer_of(problem)(*data)
-    assert caught.value.indices == (1,) and type(caught.value.indices[0]) is int
+    assert caught.value.indices == (1,)
+    assert type(caught.value.indices[0]) is int

@@ -13,19 +13,36 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cvxpy as cp
-import optlayer
 import pytest
 import torch
+
+import optlayer
 from optlayer import OptLayer
 
-from .problems import (BLOCKS, SMALL_QP, SPARSEMAX, TABLE, as_tuple, build_qp, build_softmax, build_sparsemax, close,
-                       layer_of, leaves, normal, sample_sparsemax)
+from .problems import (
+    BLOCKS,
+    SMALL_QP,
+    SPARSEMAX,
+    TABLE,
+    as_tuple,
+    build_qp,
+    build_softmax,
+    build_sparsemax,
+    close,
+    layer_of,
+    leaves,
+    normal,
+    sample_sparsemax,
+)
 
 
 def model():
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(3, 6, dtype=torch.float64), build_sparsemax(),
-                               torch.nn.Linear(6, 2, dtype=torch.float64))
+    return torch.nn.Sequential(
+        torch.nn.Linear(3, 6, dtype=torch.float64),
+        build_sparsemax(),
+        torch.nn.Linear(6, 2, dtype=torch.float64),
+    )
 
 
 def same(first, second, problem, rng):
@@ -91,9 +108,14 @@ SHOP = """
         y.square().sum().backward()
         return [*y.flatten().tolist(), *x.grad.flatten().tolist()]
 """
-WRITE = "import shop, pickle, sys; layer = shop.build(); print(shop.numbers(layer)); " \
-        "pickle.dump(layer, open(sys.argv[1], 'wb'))"
-READ = "import pickle, sys; layer = pickle.load(open(sys.argv[1], 'rb')); import shop; print(shop.numbers(layer))"
+WRITE = (
+    "import shop, pickle, sys; layer = shop.build(); print(shop.numbers(layer)); "
+    "pickle.dump(layer, open(sys.argv[1], 'wb'))"
+)
+READ = (
+    "import pickle, sys; layer = pickle.load(open(sys.argv[1], 'rb')); "
+    "import shop; print(shop.numbers(layer))"
+)
 
 
 def test_pickle_in_a_fresh_process(tmp_path):
@@ -102,17 +124,26 @@ def test_pickle_in_a_fresh_process(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(where), "OMP_NUM_THREADS": "1"}
     printed = []
     for code in (WRITE, READ):
-        run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "layer.pickle")], env=environment,
-                             capture_output=True, text=True, timeout=120, check=False)
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "layer.pickle")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         assert run.returncode == 0, run.stderr
         printed.append(torch.tensor(eval(run.stdout), dtype=torch.float64))
     close(printed[1], printed[0], 1e-12)
-    assert len(printed[0]) == 16 and printed[0].isfinite().all()
+    assert len(printed[0]) == 16
+    assert printed[0].isfinite().all()
 
 
 def test_nothing_of_ours_in_the_state():
     layer = build_sparsemax()
-    assert not layer.state_dict() and not list(layer.parameters()) and not list(layer.buffers())
+    assert not layer.state_dict()
+    assert not list(layer.parameters())
+    assert not list(layer.buffers())
     assert set(model().state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert isinstance(layer, torch.nn.Module)
 
@@ -126,11 +157,22 @@ def test_a_checkpoint_without_the_layer_loads_into_a_model_with_one(rng):
 
 def test_moving(rng):
     layer = build_sparsemax()
-    x, = sample_sparsemax(rng, 2)
+    (x,) = sample_sparsemax(rng, 2)
     expected = layer(x)
-    for moved in (layer.to("cpu"), layer.double(), layer.half(), layer.float(), layer.to(torch.bfloat16), layer.eval(),
-                  layer.train(), layer.requires_grad_(False), layer.requires_grad_(True)):
-        assert moved is layer and torch.equal(moved(x), expected) and moved(x.float()).dtype == torch.float32
+    for moved in (
+        layer.to("cpu"),
+        layer.double(),
+        layer.half(),
+        layer.float(),
+        layer.to(torch.bfloat16),
+        layer.eval(),
+        layer.train(),
+        layer.requires_grad_(False),
+        layer.requires_grad_(True),
+    ):
+        assert moved is layer
+        assert torch.equal(moved(x), expected)
+        assert moved(x.float()).dtype == torch.float32
 
 
 def test_eight_threads(rng):
@@ -173,11 +215,12 @@ def test_random_state_and_modes_are_left_alone(rng):
     layer = build_softmax()
     layer(normal(rng, 2, 5))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_default_dtype_does_not_matter(rng):
-    x, = sample_sparsemax(rng, 2)
+    (x,) = sample_sparsemax(rng, 2)
     expected = layer_of(SPARSEMAX)(x)
     torch.set_default_dtype(torch.float64)
     try:
@@ -205,7 +248,8 @@ def test_forward_does_not_change_the_module(rng):
     with torch.no_grad():
         layer(*SMALL_QP.parameters(rng, 5))
     after = vars(layer)
-    assert before.keys() == after.keys() and all(before[key] is after[key] for key in before)
+    assert before.keys() == after.keys()
+    assert all(before[key] is after[key] for key in before)
 
 
 def test_two_forwards_then_backward_of_the_first(rng):
@@ -219,21 +263,21 @@ def test_two_forwards_then_backward_of_the_first(rng):
 
 
 def test_backward_twice(rng):
-    x, = leaves(sample_sparsemax(rng, 2))
+    (x,) = leaves(sample_sparsemax(rng, 2))
     y = layer_of(SPARSEMAX)(x)
-    first, = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
-    second, = torch.autograd.grad(y.square().sum(), x)
+    (first,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
+    (second,) = torch.autograd.grad(y.square().sum(), x)
     assert torch.equal(first, second)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(y.square().sum(), x)
 
 
 def test_backward_in_another_thread(rng):
-    x, = leaves(sample_sparsemax(rng, 2))
+    (x,) = leaves(sample_sparsemax(rng, 2))
     y = layer_of(SPARSEMAX)(x)
-    expected, = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
+    (expected,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
     with ThreadPoolExecutor(1) as pool:
-        actual, = pool.submit(torch.autograd.grad, y.square().sum(), x).result()
+        (actual,) = pool.submit(torch.autograd.grad, y.square().sum(), x).result()
     assert torch.equal(actual, expected)
 
 
@@ -250,7 +294,7 @@ def test_gradient_checkpointing(reentrant, rng):
 
 def test_anomaly_mode(rng):
     with torch.autograd.set_detect_anomaly(True, check_nan=True):
-        x, = leaves(sample_sparsemax(rng, 3))
+        (x,) = leaves(sample_sparsemax(rng, 3))
         layer_of(SPARSEMAX)(x).square().sum().backward()
     assert x.grad.isfinite().all()
 
@@ -261,7 +305,7 @@ def test_the_graph_is_freed(rng):
     gc.collect()
     gc.disable()
     try:
-        x, = leaves(sample_sparsemax(rng, 3))
+        (x,) = leaves(sample_sparsemax(rng, 3))
         y = layer(x)
         y.sum().backward()
         references = weakref.ref(x), weakref.ref(y)
@@ -333,6 +377,12 @@ def test_after_a_fork(tmp_path):
     """
     where = [str(tmp_path), str(Path(optlayer.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(where), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True,
-                         text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr

@@ -1,25 +1,45 @@
-"""The independent oracle: two Newton steps on the KKT residual from the detached answer, written here in plain torch.
+"""The independent oracle: two Newton steps on the KKT residual from the detached answer, in plain torch.
 
-From u* with F(u*, d*) = 0, two steps of u - inv(J(u, d)) F(u, d) are u* at d*, and carry the exact first and second
-derivatives with respect to d. No autograd Function takes part.
+From u* with F(u*, d*) = 0, two steps of u - inv(J(u, d)) F(u, d) are u* at d*, and carry the exact first and
+second derivatives with respect to d. No autograd Function takes part.
 """
 
 import pytest
 import torch
 from torch.func import grad, hessian, jacrev
 
-from .problems import (BALL, BOX, EXPONENTIAL, LOGISTIC, PLANE, RELU, SIGMOID, SMALL_QP, SOFTMAX, SPARSEMAX, Form,
-                       close, exponential_layer, layer_of, normal, plant_exponential)
+from .problems import (
+    BALL,
+    BOX,
+    EXPONENTIAL,
+    LOGISTIC,
+    PLANE,
+    RELU,
+    SIGMOID,
+    SMALL_QP,
+    SOFTMAX,
+    SPARSEMAX,
+    Form,
+    close,
+    exponential_layer,
+    layer_of,
+    normal,
+    plant_exponential,
+)
 
 PROBLEMS = [SMALL_QP, SPARSEMAX, SOFTMAX, SIGMOID, RELU, BALL, LOGISTIC, BOX, PLANE, EXPONENTIAL]
 
 
 def flat(tensors):
-    return torch.cat([tensor.reshape(-1) for tensor in tensors]) if tensors else torch.zeros(0, dtype=torch.float64)
+    return (
+        torch.cat([tensor.reshape(-1) for tensor in tensors])
+        if tensors
+        else torch.zeros(0, dtype=torch.float64)
+    )
 
 
 def oracle(form: Form, solution, data):
-    """data -> (primal, inequality multipliers, equality multipliers), flat, near the data that `solution` answers."""
+    """data -> (primal, inequality and equality multipliers), flat, near the data that `solution` answers."""
     x = solution.primal[0].detach()
     duals, nu = flat(solution.inequality_duals).detach(), flat(solution.equality_duals).detach()
     n, m = len(x), len(duals)
@@ -27,7 +47,7 @@ def oracle(form: Form, solution, data):
     root = torch.cat([x, duals + slack, nu])
 
     def residual(u, *data):
-        x, v, nu = u[:n], u[n:n + m], u[n + m:]
+        x, v, nu = u[:n], u[n : n + m], u[n + m :]
         multiplier = torch.where(v > 0, v, torch.zeros_like(v))
 
         def lagrangian(x):
@@ -49,7 +69,7 @@ def oracle(form: Form, solution, data):
         u = root
         for _ in range(2):
             u = u - torch.linalg.inv(jacrev(residual)(u, *data)) @ residual(u, *data)
-        return torch.cat([u[:n], u[n:n + m].relu(), u[n + m:]])
+        return torch.cat([u[:n], u[n : n + m].relu(), u[n + m :]])
 
     return answer
 
@@ -89,9 +109,18 @@ def test_second_derivatives(problem, rng):
     weights = normal(rng, len(ours(theta)))
     truth = jacrev(jacrev(lambda theta: weights @ expected(theta)))(theta)
     scale = 1 + truth.abs().max()
-    close(hessian(lambda theta: weights @ ours(theta))(theta) / scale, truth / scale, 1e-8, "forward over reverse")
-    close(jacrev(jacrev(lambda theta: weights @ ours(theta)))(theta) / scale, truth / scale, 1e-8,
-          "reverse over reverse")
+    close(
+        hessian(lambda theta: weights @ ours(theta))(theta) / scale,
+        truth / scale,
+        1e-8,
+        "forward over reverse",
+    )
+    close(
+        jacrev(jacrev(lambda theta: weights @ ours(theta)))(theta) / scale,
+        truth / scale,
+        1e-8,
+        "reverse over reverse",
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,4 +1,4 @@
-"""Random programmes, strictly complementary by construction: the answer is known and gradcheck passes on every one."""
+"""Random programmes, strictly complementary by construction: the answer is known, gradcheck passes on all."""
 
 import pytest
 import torch
@@ -43,12 +43,12 @@ def exponential(seed, wanted):
 
 @pytest.mark.parametrize("seed", range(25))
 def test_quadratic_programme(seed):
-    quadratic(seed, lambda index: index % 2 == seed % 2)
+    quadratic(seed, lambda index: index % 3 == seed % 3)
 
 
 @pytest.mark.parametrize("seed", range(25))
 def test_smooth_programme_with_exponentials(seed):
-    exponential(seed, lambda index: index % 3 == seed % 3)
+    exponential(seed, lambda index: index % 4 == seed % 4)
 
 
 @pytest.mark.large

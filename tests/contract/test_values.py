@@ -3,11 +3,34 @@
 import cvxpy as cp
 import pytest
 import torch
+
 from optlayer import OptLayer, Status
 
-from .problems import (BALL, BOX, RELU, SIGMOID, SOFTMAX, SPARSEMAX, TABLE, as_tuple, build_sigmoid, build_softmax,
-                       build_sparsemax, close, layer_of, leaves, normal, outputs_of, plant_exponential, plant_qp,
-                       exponential_layer, qp_layer, sample_sparsemax, sparsemax, uniform)
+from .problems import (
+    BALL,
+    BOX,
+    RELU,
+    SIGMOID,
+    SOFTMAX,
+    SPARSEMAX,
+    TABLE,
+    as_tuple,
+    build_sigmoid,
+    build_softmax,
+    build_sparsemax,
+    close,
+    exponential_layer,
+    layer_of,
+    leaves,
+    normal,
+    outputs_of,
+    plant_exponential,
+    plant_qp,
+    qp_layer,
+    sample_sparsemax,
+    sparsemax,
+    uniform,
+)
 
 EXACT = [problem for problem in TABLE if problem.truth]
 WITH_DUALS = [problem for problem in TABLE if problem.duals]
@@ -27,8 +50,9 @@ def compare(function, truth, data, rng, tolerance=1e-8):
         assert a.shape == e.shape
         close(a, e, tolerance, f"output {index}")
         cotangents.append(normal(rng, *e.shape))
-    for index, (a, e) in enumerate(zip(gradients(actual, ours, cotangents), gradients(expected, theirs, cotangents),
-                                       strict=True)):
+    for index, (a, e) in enumerate(
+        zip(gradients(actual, ours, cotangents), gradients(expected, theirs, cotangents), strict=True)
+    ):
         close(a, e, tolerance, f"gradient {index}")
 
 
@@ -80,8 +104,11 @@ def test_sigmoid_between_minus_and_plus_twenty(rng):
 
 def test_sigmoid_in_the_tutorials_writing(rng):
     """The other way to write it, with kl_div-free entropies of z and 1 - z summed separately."""
-    layer = OptLayer([cp.Variable(1)], [cp.Parameter(1)],
-                     objective=lambda z, x: -x @ z - cp.sum(cp.entr(z)) - cp.sum(cp.entr(1 - z)))
+    layer = OptLayer(
+        [cp.Variable(1)],
+        [cp.Parameter(1)],
+        objective=lambda z, x: -x @ z - cp.sum(cp.entr(z)) - cp.sum(cp.entr(1 - z)),
+    )
     grid = torch.linspace(-20, 20, 41, dtype=torch.float64).unsqueeze(-1)
     compare(layer, torch.sigmoid, (grid,), rng)
 
@@ -111,9 +138,13 @@ def test_data_of_any_size(problem, scale, rng):
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3, 1e6])
 def test_objective_of_any_size(scale, rng):
-    layer = OptLayer([cp.Variable(6)], [cp.Parameter(6)],
-                     objective=lambda z, x: scale * cp.sum_squares(z - x),
-                     inequalities=[lambda z, x: -z], equalities=[lambda z, x: cp.sum(z) - 1])
+    layer = OptLayer(
+        [cp.Variable(6)],
+        [cp.Parameter(6)],
+        objective=lambda z, x: scale * cp.sum_squares(z - x),
+        inequalities=[lambda z, x: -z],
+        equalities=[lambda z, x: cp.sum(z) - 1],
+    )
     compare(layer, sparsemax, sample_sparsemax(rng, 4), rng)
 
 
@@ -128,19 +159,28 @@ def test_jacobian_against_closed_form(problem, rng):
 
 def test_the_readme_block():
     z, x = cp.Variable(10), cp.Parameter(10)
-    layer = OptLayer([z], [x], objective=lambda z, x: cp.sum_squares(z - x), inequalities=[lambda z, x: -z],
-                     equalities=[lambda z, x: cp.sum(z) - 1])
+    layer = OptLayer(
+        [z],
+        [x],
+        objective=lambda z, x: cp.sum_squares(z - x),
+        inequalities=[lambda z, x: -z],
+        equalities=[lambda z, x: cp.sum(z) - 1],
+    )
     logits = torch.randn(64, 10, requires_grad=True, generator=torch.Generator().manual_seed(0))
     y = layer(logits)
-    assert y.shape == (64, 10) and y.dtype == torch.float32
+    assert y.shape == (64, 10)
+    assert y.dtype == torch.float32
     close(y.detach(), sparsemax(logits.detach()), 1e-6)
     y.square().sum().backward()
-    assert logits.grad.dtype == torch.float32 and torch.isfinite(logits.grad).all() and logits.grad.abs().max() > 0
+    assert logits.grad.dtype == torch.float32
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad.abs().max() > 0
 
 
 def test_cvxpy_agrees_on_every_output(rng):
     """Multipliers in cvxpy's sign: the same problem, solved by cvxpy itself."""
     from .problems import qp_equality, qp_inequality, qp_objective
+
     planted = plant_qp(rng, 6, 3, 2)
     z = cp.Variable(6)
     data = [tensor.numpy() for tensor in planted.parameters]
@@ -148,8 +188,9 @@ def test_cvxpy_agrees_on_every_output(rng):
     value = cp.Problem(cp.Minimize(qp_objective(z, *data)), [inequality, equality]).solve(solver=cp.CLARABEL)
     solution = qp_layer(6, 3, 2).solve(*planted.parameters)
     assert solution.status.item() == Status.SOLVED
-    for actual, expected in zip(outputs_of(solution), (z.value, inequality.dual_value, equality.dual_value, value),
-                                strict=True):
+    for actual, expected in zip(
+        outputs_of(solution), (z.value, inequality.dual_value, equality.dual_value, value), strict=True
+    ):
         close(actual, torch.as_tensor(expected, dtype=torch.float64), 1e-6)
     assert planted.inequality.max() > 0.1  # a multiplier of a definite sign was compared
 
