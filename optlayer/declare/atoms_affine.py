@@ -14,8 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import terms
-from .operation import Atom, Function, Operation, Rule, along, entries, linear, multilinear, same
+from optlayer.declare import terms
+from optlayer.declare.operation import (
+    Atom,
+    Function,
+    Operation,
+    Rule,
+    along,
+    entries,
+    linear,
+    multilinear,
+    same,
+)
 
 
 def add(*operands: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import terms
-from .operation import Atom, Function, Operation, Rule, along, curved, entries, linear, same
+from optlayer.declare import terms
+from optlayer.declare.operation import Atom, Function, Operation, Rule, along, curved, entries, linear, same
 
 # --- elementwise ----------------------------------------------------------------------------------
 

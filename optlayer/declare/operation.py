@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import terms
+from optlayer.declare import terms
 
 Atom = Any  # a cvxpy atom: each class has its own attributes, which only its rule knows
 Function = Callable[..., Tensor]

@@ -4,7 +4,7 @@ import textwrap
 
 import cvxpy as cp
 
-from ..errors import DeclarationError
+from optlayer.errors import DeclarationError
 
 _SMOOTH = "is not smooth"
 _CURVATURE = "is not convex"

@@ -20,11 +20,11 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from .atoms_affine import AFFINE
-from .atoms_smooth import SMOOTH
-from .operation import Atom, Function, Operation
-from .refusals import complex_valued, refused, refused_apex, undeclared
-from .terms import CONSTANT, PARAMETER, VARIABLE, Terms
+from optlayer.declare.atoms_affine import AFFINE
+from optlayer.declare.atoms_smooth import SMOOTH
+from optlayer.declare.operation import Atom, Function, Operation
+from optlayer.declare.refusals import complex_valued, refused, refused_apex, undeclared
+from optlayer.declare.terms import CONSTANT, PARAMETER, VARIABLE, Terms
 
 _Leaf = cp.Variable | cp.Parameter
 
