@@ -18,6 +18,7 @@ from optlayer.errors import DeclarationError, InputError
 from optlayer.forms import Point
 from optlayer.forms.smooth import SmoothForm
 from optlayer.implicit import attach
+from optlayer.modes import undisturbed
 from optlayer.plan import Call, Outcome, Plan
 from optlayer.solution import Flags, Residuals, Solution, Status
 from optlayer.solve import solve
@@ -94,7 +95,7 @@ class OptLayer(torch.nn.Module):
 
     def _compile(self) -> None:
         """Everything that can be derived from the declaration; a pickle does without it."""
-        form = self._declaration.compile()
+        form = undisturbed(self._declaration.compile)
         self._plan = Plan(
             form=form,
             engines=engines_for(form.quadratic, form.reference, self._solver, self._solver_options),

@@ -1,10 +1,24 @@
 """The caller's torch modes that must not reach into our own computations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from contextvars import copy_context
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
+
+
+def undisturbed(build: Callable[[], T]) -> T:
+    """Run `build` in a thread of its own, where no mode and no transform is active.
+
+    A layer may be built inside torch.func.grad, inference mode or autocast; the constants it keeps
+    must not be tensors of theirs.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(copy_context().run, build).result()
 
 
 @contextmanager

@@ -132,3 +132,11 @@ def test_falling_points_that_do_not_run_away_prove_nothing():
 
     problem = Instance(layer._plan.form, (torch.zeros(1, 2, dtype=DOUBLE),), 1)
     assert failures._unbounded(Plan(), problem, "SOLVER: unbounded") is None
+
+
+def test_a_layer_built_in_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        layer = sparsemax()
+    x = torch.randn(3, 8, dtype=DOUBLE, requires_grad=True)
+    layer(x)[:, 0].sum().backward()
+    assert x.grad.isfinite().all()
