@@ -6,8 +6,9 @@ A solver's word is never enough. Every row is divided by the size of the terms t
     primal        max(g, 0), |h|     against   |G||x| + |g - Gx|,  |A||x| + |h - Ax|
 
 so that neither the scale of the objective, nor of a row, nor of a coordinate can turn a wrong answer
-into a right one or the reverse: max(1, ·) appears nowhere. A row made of nothing, 0/0, passes; a
-floor of FLOOR times the largest row of its kind keeps rounding from failing rows of zeros.
+into a right one or the reverse: max(1, ·) appears nowhere, and no row is excused by the size of
+another: the coordinate that runs away along an unattained infimum must not hide behind its neighbours.
+A row made of nothing, 0/0, passes.
 
 Where x* = 0 the terms of a row may vanish with its residual although the data do not. Rows that fail
 are therefore judged once more, against what a relative change of the data could make of them,
@@ -24,6 +25,7 @@ from optlayer.forms import Local, Point
 from optlayer.solution import Residuals
 
 FLOOR = 1e-7
+ROUNDING = 5e-17
 
 
 class Scales(NamedTuple):
@@ -32,14 +34,20 @@ class Scales(NamedTuple):
     stationarity: Float64[Tensor, "B n"]
     inequality: Float64[Tensor, "B m"]
     equality: Float64[Tensor, "B p"]
-    multiplier: Float64[Tensor, "B m"]  # the size of λ_i that would matter in stationarity
-    slack: Float64[Tensor, "B m"]  # the size of -g_i that x as long as the problem's length makes
+    multiplier: Float64[Tensor, "B m"]  # the size at which λ_i would matter to some row it enters
+    slack: Float64[Tensor, "B m"]  # the size of -g_i that an x as long as its coordinates are makes
+    rounding: Float64[Tensor, "B m"]  # a λ_i below this is noise of the largest multipliers
 
     @property
     def tau(self) -> Float64[Tensor, "B m"]:
         """τ, which brings λ and g to one size; 1 where either has no scale."""
         ratio = self.slack / self.multiplier
         return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
+
+    @property
+    def floored(self) -> "Scales":
+        """With a floor under rows of zeros, for the search; the certificate has none."""
+        return self._replace(stationarity=self.stationarity + FLOOR * _largest(self.stationarity))
 
     def plus(self, data: Float64[Tensor, "B N"]) -> "Scales":
         """With the rows' sensitivity to the data, |∂F/∂θ||θ|, added."""
@@ -54,18 +62,18 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
     """The scale of every row at a point; `unit` is a length to fall back on where x* = 0."""
     x, lam, nu = (a.abs() for a in point)
     H, G, A = at.hessian.abs(), at.G.abs(), at.A.abs()
-    length = _length(at, point).clamp_min(unit)
-    curvature = _product(H, x)
-    stationarity = curvature + at.gradient.abs() + _product(G.mT, lam) + _product(A.mT, nu)
-    largest = _largest(stationarity)
-    row = _largest(G, keepdim=False)
-    inequality = _row_scale(at.G, at.g, point.x)
+    stationarity = _product(H, x) + at.gradient.abs() + _product(G.mT, lam) + _product(A.mT, nu)
+    lengths = _lengths(at, point, stationarity).clamp_min(unit)
+    inequality, reach = _row_scale(at.G, at.g, point.x), _product(G, lengths)
+    # λ_i counts in the row where it weighs most: the least of s_j / |G_ij|.
+    weights = torch.where(G > 0, stationarity.unsqueeze(1) / G, torch.inf)
     return Scales(
-        stationarity + FLOOR * (largest + H.sum(2) * length),
-        inequality + FLOOR * row * length,
-        _row_scale(at.A, at.h, point.x) + FLOOR * _largest(A, keepdim=False) * length,
-        largest / row,
-        inequality + row * length,
+        stationarity + unit * FLOOR * H.sum(2),
+        inequality + FLOOR * reach,
+        _row_scale(at.A, at.h, point.x) + FLOOR * _product(A, lengths),
+        weights.amin(2) if weights.shape[1] else weights[:, :, 0],
+        inequality + reach,
+        ROUNDING * _largest(stationarity) / _largest(G, keepdim=False),
     )
 
 
@@ -74,13 +82,20 @@ def _row_scale(G: Tensor, g: Tensor, x: Tensor) -> Tensor:
     return _product(G.abs(), x.abs()) + (g - _product(G, x)).abs()
 
 
+def _lengths(at: Local, point: Point, stationarity: Tensor) -> Float64[Tensor, "B n"]:
+    """A length for each coordinate that survives x* = 0: |x_j|, or s_j / H_jj where it curves."""
+    curvature = at.hessian.diagonal(dim1=1, dim2=2)
+    across = _length(at, point).expand_as(point.x)
+    own = torch.where(curvature > 0, stationarity / curvature, across)
+    return torch.maximum(point.x.abs(), own.nan_to_num(0.0, 0.0, 0.0))
+
+
 def _length(at: Local, point: Point) -> Float64[Tensor, "B 1"]:
-    """A length for x that survives x* = 0: |x|, |∇f| / |H|, |g - Gx| / |G|, |h - Ax| / |A|."""
-    lengths = [_largest(point.x), _ratio(_largest(at.gradient), _largest(at.hessian.flatten(1)))]
+    """One for all: the largest of |x|, |g - Gx| / |G|, |h - Ax| / |A|."""
+    lengths = [_largest(point.x)]
     for G, g in ((at.G, at.g), (at.A, at.h)):
         lengths.append(_ratio(_largest(g - _product(G, point.x)), _largest(G.flatten(1))))
-    found = torch.cat(lengths, 1).nan_to_num(0.0, 0.0, 0.0)  # ∇f is infinite on the domain's border
-    return found.amax(1, keepdim=True)
+    return torch.cat(lengths, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
 
 
 def residuals(at: Local, point: Point, scale: Scales) -> Residuals:

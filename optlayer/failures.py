@@ -11,6 +11,7 @@ from optlayer.plan import Call, Plan
 from optlayer.report import Failure
 from optlayer.solution import Residuals, Status
 
+SOLVED_TO = 1e-7  # absolute violation that may be the elastic problem's own solver at work
 CLAIMED, UNCLAIMED = 1e-6, 1e-3  # least relative violation that proves what an engine said, or did not
 PRECISION = 10.0  # units in the last place forgiven when a value is checked against an attribute
 FEASIBLE = 1e-6  # relative violation forgiven in a point that shows the objective to be unbounded
@@ -39,7 +40,7 @@ def proven(plan: Plan, sample: Instance, claim: Status, words: str) -> Failure |
     """Infeasible or unbounded beyond the solver's claim; None where it cannot be shown."""
     least = CLAIMED if claim == Status.INFEASIBLE else UNCLAIMED
     failure = _infeasible(plan, sample, words, least)
-    if failure is None and claim != Status.INFEASIBLE:
+    if failure is None and claim == Status.UNBOUNDED:
         failure = _unbounded(plan, sample, words)
     return failure
 
@@ -49,9 +50,9 @@ def _infeasible(plan: Plan, sample: Instance, words: str, least: float) -> Failu
     if elastic is None or not elastic.violations:
         return None
     relative = _violation(sample, elastic.x)
-    if not relative > least:
-        return None
     worst = max(elastic.violations, key=lambda name: elastic.violations[name])
+    if not (relative > least and elastic.violations[worst] > SOLVED_TO):
+        return None
     why = f"{words}; {worst} violated by {elastic.violations[worst]:.3g} at best"
     return Failure(Status.INFEASIBLE, why, relative)
 
@@ -87,6 +88,9 @@ def unexplained(
     plan: Plan, sample: Instance, point: Point, rows: Tensor, claim: Status, words: str
 ) -> Failure:
     """A point that fails the certificate, or no point at all. rows: the four residuals."""
+    if point.x.isfinite().all() and not polish.in_domain(sample, point.x).all():
+        why = f"{words}; an argument of a logarithm, root, reciprocal or norm is not positive there"
+        return Failure(Status.INACCURATE, why, rows.max().item())
     if not rows.isfinite().all():
         stopped = claim == Status.INACCURATE
         return Failure(Status.INACCURATE if stopped else Status.FAILED, words)

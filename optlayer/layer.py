@@ -106,6 +106,9 @@ class OptLayer(torch.nn.Module):
             nonunique=self._nonunique,
         )
         self._slots = tuple(Slot(p.name(), p.shape) for p in self.inputs)
+        for slot in self._slots:
+            if slot.name in ("self", "warm_start"):
+                raise DeclarationError(f"a parameter may not be named {slot.name!r}; choose another name")
 
     @property
     def variables(self) -> tuple[cp.Variable, ...]:
@@ -242,6 +245,8 @@ def _start(form: SmoothForm, batch: Batch, previous: Solution | None) -> Point |
     """A previous solution's root, if it is one of this problem and this batch."""
     if previous is None:
         return None
+    if not isinstance(previous, Solution):
+        raise InputError(f"warm_start is a {type(previous).__name__}, expected a Solution of this layer")
     root = previous.root
     if root is None or root.shape != (batch.size, form.size):
         came = None if root is None else tuple(root.shape)

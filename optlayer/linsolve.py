@@ -9,10 +9,9 @@ Both rules are again solves with K, so they call the primitive itself: every ord
 
 How it is solved. K is equilibrated (Ruiz 2001), shifted by ±δ so that it is quasidefinite
 and has an LDLᵀ factorization (Vanderbei 1995), and the answer is refined against the *unshifted*
-matrix: on dependent but consistent rows this converges where a plain LU does not. The residual of
-every solve is checked; samples that fail take K⁺b, the minimum-norm least-squares solution,
-and are reported as singular. LU is not used: batched LU on several CPU threads returns garbage in
-some builds of torch 2.13 without raising.
+matrix. The residual of every solve is checked; samples whose K is singular, or nearly so, take K⁺b,
+the minimum-norm least-squares solution, from an eigendecomposition. LU is not used: batched LU on
+several CPU threads returns garbage in some builds of torch 2.13 without raising.
 """
 
 from typing import Any, NamedTuple
@@ -118,19 +117,22 @@ def _ruiz(K: Float64[Tensor, "B N N"]) -> Float64[Tensor, "B N"]:
 
 
 def _refined_ldl(K: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """K x = b by LDLᵀ of K + diag(δ, -δ), refined against K; whether each residual passes."""
+    """K x = b by LDLᵀ of K + diag(δ, -δ), refined against K; whether x can be trusted.
+
+    A generic right-hand side is solved alongside: it decides whether K is singular, so that this
+    depends on K alone and x stays linear in b.
+    """
     shift = torch.full_like(b, -SHIFT)
     shift[:, :n] = SHIFT
     factor, pivots = torch.linalg.ldl_factor(K + torch.diag_embed(shift))
-    x = torch.linalg.ldl_solve(factor, pivots, b.unsqueeze(-1))
+    generic = torch.cos(torch.arange(b.shape[1], dtype=b.dtype, device=b.device) ** 2)
+    rhs = torch.stack([b, generic.expand_as(b)], 2)
+    x = torch.linalg.ldl_solve(factor, pivots, rhs)
     for _ in range(REFINEMENTS):
-        x = x + torch.linalg.ldl_solve(factor, pivots, b.unsqueeze(-1) - K @ x)
-    residual = _largest((b.unsqueeze(-1) - K @ x).squeeze(-1))
-    x = x.squeeze(-1)
-    size_b, size_x = _largest(b), _largest(x)
-    consistent = residual <= CONSISTENT * size_b
-    rounded = (residual <= ROUNDING * size_x) & (size_x <= GROWTH * size_b)
-    return x, consistent & (size_x <= GROWTH * size_b) | rounded
+        x = x + torch.linalg.ldl_solve(factor, pivots, rhs - K @ x)
+    residual, size_b, size_x = _largest(rhs - K @ x), _largest(rhs), _largest(x)
+    small = (residual <= CONSISTENT * size_b) | (residual <= ROUNDING * size_x)
+    return x[:, :, 0], (small & (size_x <= GROWTH * size_b)).all(1)
 
 
 def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
@@ -153,5 +155,5 @@ def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
     return Solved(off_null(s * y.squeeze(-1)), null.any(1), free)
 
 
-def _largest(a: Float64[Tensor, "B N"]) -> Float64[Tensor, " B"]:
-    return a.abs().amax(1) if a.shape[1] else a.new_zeros(a.shape[0])
+def _largest(a: Float64[Tensor, "B N k"]) -> Float64[Tensor, "B k"]:
+    return a.abs().amax(1) if a.shape[1] else a.new_zeros(a.shape[0], a.shape[2])

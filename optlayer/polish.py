@@ -6,7 +6,8 @@ r"""Polish: semismooth Newton on the normal map, batched, from whatever point an
 It repairs wrong active sets and turns a solver's 1e-4 into rounding error in a few steps. The residual
 may rise before it falls, so the *best* iterate is kept, never one worse than the engine's.
 
-Where K is singular the step is that of the proximal point method, with the residual as its weight.
+Where K is singular and that step solves nothing, it is the proximal point method's, weighted by the
+residual.
 
 Where f is defined on an open domain, z > 0 for an entropy, a step is taken in the logarithm of the
 distance to the border, z exp(Δz / z): for log z + c = 0 that is the exact solution from any start.
@@ -30,6 +31,7 @@ TARGET = 1e-14  # relative residual at which there is nothing left to gain
 PATIENCE = 4  # steps without progress
 MAX_STEPS = 40
 HALVINGS = 30
+CONSISTENT = 1e-6  # relative residual up to which a Newton step solves its system
 KINK = 1e-10  # λ and g both below KINK times their scales are a tie
 DEEPEST, HIGHEST = -300.0, 50.0  # exponents of one logarithmic step
 
@@ -55,10 +57,11 @@ def polish(problem: Instance, start: Point) -> Polished:
     domain = _Domain(problem, start.x)
     start = Point(domain.project(start.x), start.lam, start.nu)
     at = problem.at(start)
-    scale = scales(at, start, problem.unit)
+    scale = scales(at, start, problem.unit).floored
     tau = scale.tau
     now = _Iterate(start.x, tau * start.lam + at.g.clamp_max(0.0), start.nu, start.x[:, 0])
-    now = now._replace(merit=_merit(at, now, tau, scale))
+    inside = domain.holds(now.x)
+    now = now._replace(merit=torch.where(inside, _merit(at, now, tau, scale), torch.inf))
     best, stalled = now, torch.zeros_like(now.merit)
     for _ in range(MAX_STEPS):
         running = (best.merit > TARGET) & (stalled < PATIENCE) & now.merit.isfinite()
@@ -69,6 +72,11 @@ def polish(problem: Instance, start: Point) -> Polished:
         stalled = torch.where(now.merit < 0.5 * best.merit, 0.0, stalled + 1)
         best = _where(better, now, best)
     return _settle(problem, best, tau)
+
+
+def in_domain(problem: Instance, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
+    """Whether every logarithm, root and reciprocal of the problem is defined at x."""
+    return _Domain(problem, x).holds(x)
 
 
 def restlessness(problem: Instance, point: Point) -> Float64[Tensor, " B"]:
@@ -96,7 +104,7 @@ def _step(
         full = _where(running, _Iterate(domain.move(now.x, t[:, None] * dx), v, nu, now.merit), now)
         point = _point(full, tau)
         new_at = problem.at(point)
-        new_scale = scales(new_at, point, problem.unit)
+        new_scale = scales(new_at, point, problem.unit).floored
         merit = torch.where(domain.holds(full.x), _merit(new_at, full, tau, new_scale), torch.inf)
         if (merit.isfinite() | ~running).all():
             break
@@ -110,10 +118,12 @@ def _newton(form: SmoothForm, now: _Iterate, at: Local, tau: Tensor) -> tuple[Te
     lam = nonnegative.project(now.v) / tau
     rhs = -torch.cat([_stationarity(at, lam, now.nu), torch.where(D, at.g, 0.0), at.h], 1)
     K = kkt_matrix(at.hessian, at.G, at.A, D)
-    step, singular, _ = solve(K, rhs, form.n)
-    if singular.any():
+    step = solve(K, rhs, form.n).x
+    miss = (K @ step.unsqueeze(-1)).squeeze(-1) - rhs
+    inconsistent = miss.abs().amax(1) > CONSISTENT * rhs.abs().amax(1)
+    if inconsistent.any():
         proximal = solve(K + _proximal(form, at, D, now.merit), rhs, form.n).x
-        step = torch.where(singular[:, None], proximal, step)
+        step = torch.where(inconsistent[:, None], proximal, step)
     dx, dlam, dnu = form.split(step)
     ahead = at.g + (at.G @ dx.unsqueeze(-1)).squeeze(-1)
     return dx, torch.where(D, tau * (lam + dlam), ahead), now.nu + dnu
@@ -134,9 +144,9 @@ def _proximal(form: SmoothForm, at: Local, D: Tensor, merit: Tensor) -> Float64[
 
 def _size(blocks: Float64[Tensor, "B r c"]) -> Float64[Tensor, "B 1"]:
     """The largest entry of each sample, 1 where all are 0."""
-    largest = torch.cat([blocks.flatten(1).abs(), torch.zeros_like(blocks[:, :1, 0])], 1).amax(
-        1, keepdim=True
-    )
+    if not blocks[0].numel():
+        return blocks.new_ones(blocks.shape[0], 1)
+    largest = blocks.flatten(1).abs().amax(1, keepdim=True)
     return torch.where(largest > 0, largest, 1.0)
 
 
@@ -161,7 +171,8 @@ def _settle(problem: Instance, best: _Iterate, tau: Tensor) -> Polished:
     at = problem.at(point)
     scale = scales(at, point, problem.unit)
     tau = scale.tau
-    tie = (point.lam <= KINK * scale.multiplier) & (at.g.abs() <= KINK * scale.slack)
+    negligible = torch.maximum(KINK * scale.multiplier, scale.rounding)
+    tie = (point.lam <= negligible) & (at.g.abs() <= KINK * scale.slack)
     v = torch.where(point.lam > 0, tau * point.lam, at.g.clamp_max(0.0))
     v = torch.where(tie, 0.0, v)
     point = point._replace(lam=nonnegative.project(v) / tau)

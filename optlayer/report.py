@@ -22,6 +22,7 @@ ERRORS: dict[Status, type[SolveError] | type[InputError]] = {
     Status.INACCURATE: InaccurateError,
     Status.FAILED: SolverFailedError,
     Status.INVALID: InputError,
+    Status.SOLVED: InaccurateError,  # only where nonunique="raise"
 }
 NAMED = 5  # samples spelled out in a message
 
@@ -52,6 +53,7 @@ def _message(failures: dict[int, Failure], order: list[int], size: int, batch: t
     if not batch:
         return f"no solution: the problem {_sentence(failures[order[0]])}"
     verb = "has" if len(order) == 1 else "have"
+    none = "no unique solution" if failures[order[0]].status == Status.SOLVED else "no solution"
     said = "; ".join(f"sample {_index(i, batch)} {_sentence(failures[i])}" for i in order[:NAMED])
     more = f"; and {len(order) - NAMED} more" if len(order) > NAMED else ""
     left = size - len(order)
@@ -61,10 +63,12 @@ def _message(failures: dict[int, Failure], order: list[int], size: int, batch: t
     )
     others = f". The other {left} {done}" if left else ""
     samples = "sample" if size == 1 else "samples"
-    return f"{len(order)} of {size} {samples} {verb} no solution: {said}{more}{others}."
+    return f"{len(order)} of {size} {samples} {verb} {none}: {said}{more}{others}."
 
 
 def _sentence(failure: Failure) -> str:
+    if failure.status == Status.SOLVED:
+        return f"has a minimizer that is {failure.why}"
     verb = "failed" if failure.status == Status.FAILED else f"is {failure.status.name.lower()}"
     return f"{verb} ({failure.why})"
 

@@ -14,19 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from optlayer import certify, failures
 from optlayer.engines import Answer
 from optlayer.engines.ask import ask
-from optlayer.errors import InaccurateError
 from optlayer.forms import Point
 from optlayer.forms.smooth import Instance, kkt_matrix
 from optlayer.linsolve import solve as solve_linear
 from optlayer.modes import without_saved_tensor_hooks
 from optlayer.plan import Call, Outcome, Plan
-from optlayer.polish import Polished, polish
+from optlayer.polish import Polished, in_domain, polish
 from optlayer.report import Failure, explain
 from optlayer.solution import Status
 
@@ -101,7 +100,7 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     _report(plan, call, failed, size)
     for i, failure in failed.items():
         outcome.status[i] = failure.status
-    _flag_uniqueness(plan, problem, outcome)
+    _flag_uniqueness(plan, call, problem, outcome)
     return outcome
 
 
@@ -149,13 +148,15 @@ def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float6
     at = problem.at(found.point)
     scale = certify.scales(at, found.point, problem.unit)
     rows = certify.residuals(at, found.point, scale).stacked
+    rows[~in_domain(problem, found.point.x)] = torch.inf
     failing = _indices(rows.amax(1) > tolerance)
     if len(failing):
         some, u, tau = problem.rows(failing), found.u[failing], found.tau[failing]
         point = problem.form.recover(u, tau)
         at = some.at(point)
         scale = certify.scales(at, point, some.unit).plus(some.sensitivity(u, tau))
-        rows[failing] = certify.residuals(at, point, scale).stacked
+        inside = in_domain(some, point.x)[:, None]
+        rows[failing] = torch.where(inside, certify.residuals(at, point, scale).stacked, torch.inf)
     return rows
 
 
@@ -223,36 +224,35 @@ def _indices(rows: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------- uniqueness
 
 
-def _flag_uniqueness(plan: Plan, problem: Instance, outcome: Outcome) -> None:
+def _flag_uniqueness(plan: Plan, call: Call, problem: Instance, outcome: Outcome) -> None:
     """Flags: duals not unique (degenerate), or the minimizer itself."""
     singular, free = _singular(problem, outcome)
     solved = outcome.status == Status.SOLVED
     outcome.flags[:, 1], outcome.flags[:, 2] = solved & singular & ~free, solved & free
-    _judge_uniqueness(plan, outcome.flags[:, 2])
+    _judge_uniqueness(plan, call, outcome)
 
 
 def _singular(problem: Instance, outcome: Outcome) -> tuple[Tensor, Tensor]:
-    """Whether K is singular at the root, and whether x could move: K y = b for a generic b."""
+    """Whether K is singular at the root, and whether x could move."""
     form = problem.form
     at = problem.at(form.recover(outcome.u, outcome.tau))
     _, v, _ = form.split(outcome.u)
-    generic = torch.cos(torch.arange(form.size, dtype=torch.float64) ** 2)
     K = kkt_matrix(at.hessian, at.G, at.A, v > 0)
-    _, singular, free = solve_linear(K, generic.expand(problem.size, -1), form.n)
+    _, singular, free = solve_linear(K, torch.zeros_like(outcome.u), form.n)
     return singular, free
 
 
-def _judge_uniqueness(plan: Plan, nonunique: Bool[Tensor, " B"]) -> None:
-    samples = _indices(nonunique).tolist()
-    if not samples or plan.nonunique == "ignore":
+def _judge_uniqueness(plan: Plan, call: Call, outcome: Outcome) -> None:
+    nonunique = _indices(outcome.flags[:, 2]).tolist()
+    if not nonunique or plan.nonunique == "ignore":
         return
-    message = (
-        f"the minimizer is not unique for {len(samples)} of {len(nonunique)} samples (first: sample "
-        f"{samples[0]}); its derivative there is the minimum-norm one. Make the objective strictly "
-        'convex, or pass nonunique="ignore"'
-    )
+    why = "not unique to working precision; its derivative is the minimum-norm one"
     if plan.nonunique == "raise":
-        raise InaccurateError(message, samples, [Status.SOLVED] * len(samples))
+        worst = outcome.residuals.amax(1).tolist()
+        found = {i: Failure(Status.SOLVED, why, worst[i]) for i in nonunique}
+        raise explain(found, len(outcome.status), call.batch)
     if not plan.warned:
         plan.warned.append(True)
-        warnings.warn(message, stacklevel=2)
+        message = f"the minimizer of {len(nonunique)} of {len(outcome.status)} samples is {why}. "
+        way_out = 'Make the objective strictly convex, or pass nonunique="ignore"'
+        warnings.warn(message + way_out, stacklevel=2)

@@ -28,11 +28,22 @@ class Admissible:
     name: str
     shape: tuple[int, ...]
     symmetric: bool
+    definite: float  # 1 for PSD, -1 for NSD, 0 for neither
     tests: tuple[tuple[str, Test], ...]
 
     def read(self, value: Tensor) -> Tensor:
-        """Symmetric parameters are symmetrized: ½(X + Xᵀ), which is also their gradient's convention."""
-        return 0.5 * (value + value.mT) if self.symmetric else value
+        """Symmetric parameters as ½(X + Xᵀ), their gradient's convention; definite ones definite.
+
+        A float32 Gram matrix may be indefinite by its own rounding. It is forgiven, and shifted by
+        just as much: on an indefinite matrix a stationary point could be a saddle.
+        """
+        if not self.symmetric:
+            return value
+        value = 0.5 * (value + value.mT)
+        if not self.definite:
+            return value
+        excess = _least_eigenvalue(self.definite * value.detach()).clamp_max(0.0)
+        return value - self.definite * excess[:, None, None] * torch.eye(value.shape[-1], dtype=value.dtype)
 
     def offences(self, value: Tensor, precision: float) -> list[tuple[str, Bool[Tensor, " B"]]]:
         """Each attribute with the samples that fail it."""
@@ -53,7 +64,8 @@ def admissible(parameter: cp.Parameter) -> Admissible:
     if "sparsity" in attributes:
         tests.append(("sparsity", _outside_pattern(parameter)))
     symmetric = bool({"symmetric", "PSD", "NSD"} & set(attributes))
-    return Admissible(parameter.name(), parameter.shape, symmetric, tuple(tests))
+    definite = float("PSD" in attributes) - float("NSD" in attributes)
+    return Admissible(parameter.name(), parameter.shape, symmetric, definite, tuple(tests))
 
 
 def _largest(value: Tensor) -> Tensor:
