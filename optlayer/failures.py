@@ -17,7 +17,7 @@ PRECISION = 10.0  # units in the last place forgiven when a value is checked aga
 FEASIBLE = 1e-6  # relative violation forgiven in a point that shows the objective to be unbounded
 OUTWARD = 10.0  # how much farther out each of those points must lie than the one before
 VISIBLE = 1e-3  # a smaller relative fall is noise
-LEVELLED = 0.5  # the last fall is less than this part of the one before: it levels off
+UNABATED = 0.9  # f must go on falling at this part of its slope: a convex f then falls forever
 RESTLESS = 1e-3  # a relative Newton step that says "not a minimum"
 
 
@@ -58,7 +58,10 @@ def _infeasible(plan: Plan, sample: Instance, words: str, least: float) -> Failu
 
 
 def _unbounded(plan: Plan, sample: Instance, words: str) -> Failure | None:
-    """Three feasible points, each farther out, between which f keeps falling."""
+    """Three feasible points, each farther out, between which f falls at a slope that does not abate.
+
+    One that abates, that of -log z, may still have no end: reported as inaccurate, not as proven.
+    """
     found = plan.proof.boxed_minimizers(tuple(t[0].numpy() for t in sample.theta))
     if len(found) < 3 or any(_violation(sample, x) > FEASIBLE for x in found):
         return None
@@ -66,8 +69,10 @@ def _unbounded(plan: Plan, sample: Instance, words: str) -> Failure | None:
     if not (far > OUTWARD * near and farthest > OUTWARD * far):
         return None
     values = [_value(sample, x) for x in found]
-    first, last = values[0] - values[1], values[1] - values[2]
-    if not (last > LEVELLED * first > 0.0 and last > VISIBLE * max(map(abs, values))):
+    slopes = [(a - b) / r for a, b, r in zip(values, values[1:], (far - near, farthest - far), strict=False)]
+    if not (
+        slopes[1] > UNABATED * slopes[0] > 0.0 and values[1] - values[2] > VISIBLE * max(map(abs, values))
+    ):
         return None
     return Failure(Status.UNBOUNDED, f"{words}; the objective keeps falling as the variables grow")
 
@@ -89,7 +94,9 @@ def unexplained(
 ) -> Failure:
     """A point that fails the certificate, or no point at all. rows: the four residuals."""
     if point.x.isfinite().all() and not polish.in_domain(sample, point.x).all():
-        why = f"{words}; an argument of a logarithm, root, reciprocal or norm is not positive there"
+        why = (
+            f"{words}; there the argument of a logarithm, root or reciprocal is not positive, or a norm is 0"
+        )
         return Failure(Status.INACCURATE, why, rows.max().item())
     if not rows.isfinite().all():
         stopped = claim == Status.INACCURATE

@@ -31,6 +31,7 @@ TARGET = 1e-14  # relative residual at which there is nothing left to gain
 PATIENCE = 4  # steps without progress
 MAX_STEPS = 40
 HALVINGS = 30
+APEX = 1e-7  # a norm below this part of |x| is at its apex, where it has no derivative
 CONSISTENT = 1e-6  # relative residual up to which a Newton step solves its system
 KINK = 1e-10  # λ and g both below KINK times their scales are a tie
 DEEPEST, HIGHEST = -300.0, 50.0  # exponents of one logarithmic step
@@ -75,8 +76,13 @@ def polish(problem: Instance, start: Point) -> Polished:
 
 
 def in_domain(problem: Instance, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
-    """Whether every logarithm, root and reciprocal of the problem is defined at x."""
-    return _Domain(problem, x).holds(x)
+    """Whether every logarithm, root and reciprocal is defined at x, and no norm at its apex."""
+    spec = problem.form.domain
+    if spec is None:
+        return torch.ones_like(x[:, 0], dtype=torch.bool)
+    norms = vmap(spec.norms)(x, *problem.theta)
+    smooth = (norms > APEX * x.abs().amax(1, keepdim=True)).all(1)
+    return _Domain(problem, x).holds(x) & smooth
 
 
 def restlessness(problem: Instance, point: Point) -> Float64[Tensor, " B"]:

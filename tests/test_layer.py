@@ -4,7 +4,7 @@ import cvxpy as cp
 import pytest
 import torch
 
-from optlayer import OptLayer, Status
+from optlayer import DeclarationError, InaccurateError, InputError, OptLayer, SolveError, Status
 from optlayer.engines.clarabel import Clarabel
 
 DOUBLE = torch.float64
@@ -140,3 +140,107 @@ def test_a_layer_built_in_inference_mode_can_be_trained():
     x = torch.randn(3, 8, dtype=DOUBLE, requires_grad=True)
     layer(x)[:, 0].sum().backward()
     assert x.grad.isfinite().all()
+
+
+def smooth(objective, inequalities=(), n=2, shape=(2,), **options):
+    return OptLayer([cp.Variable(n)], [cp.Parameter(shape)], objective, inequalities, **options)
+
+
+@pytest.mark.parametrize(
+    ("objective", "data"),
+    [
+        (lambda z, c: c @ z - cp.sum(cp.log(z)), [1.0, 0.0]),
+        (lambda z, c: cp.square(z[0] - c[0]) - cp.log(z[1]), [1.0, 0.0]),
+        (lambda z, c: cp.square(z[0] - c[0]) + cp.inv_pos(z[1]), [1.0, 0.0]),
+    ],
+)
+def test_one_coordinate_cannot_run_away_behind_another(objective, data):
+    """These passed once, with z of 1e14, when rows shared a scale."""
+    with pytest.raises(SolveError):
+        smooth(objective)(torch.tensor(data))
+
+
+def test_tiny_multipliers_beside_large_ones():
+    """A ReLU of (1, -1e-12), and of (1e14, -1): the tie is judged in the row's own unit."""
+    layer = smooth(lambda z, x: cp.sum_squares(z - x), [lambda z, x: -z])
+    low = torch.tensor([0.0, 1e-15, 1e-14, 1e-12, 1e-10, 1e-9], dtype=DOUBLE)
+    assert torch.equal(layer(torch.stack([torch.ones(6), -low], 1))[:, 1], torch.zeros(6, dtype=DOUBLE))
+    x = torch.tensor([[1e6, -1.0], [1e10, -1.0], [1e14, -1.0]], dtype=DOUBLE, requires_grad=True)
+    solution = layer.solve(x)
+    assert torch.equal(solution.inequality_duals[0][:, 1], torch.full((3,), 2.0, dtype=DOUBLE))
+    assert not solution.flags.kink.any()
+    (g,) = torch.autograd.grad(solution.primal[0][:, 1].sum(), x)
+    assert g.abs().max() < 1e-30
+
+
+def test_a_singular_newton_step_without_constraints():
+    """log Σ exp z - pᵀz with Σp = 1 is constant along (1, 1, 1)."""
+    layer = smooth(lambda z, p: cp.log_sum_exp(z) - p @ z, n=3, shape=(3,), nonunique="ignore")
+    p = torch.tensor([0.2, 0.3, 0.5], dtype=DOUBLE)
+    assert torch.allclose(torch.softmax(layer(p), 0), p, atol=1e-12)
+
+
+def test_degenerate_multipliers_have_one_derivative():
+    """Forward and reverse mode choose the same, minimum-norm, derivative."""
+    layer = OptLayer(
+        [cp.Variable(3)],
+        [cp.Parameter(3)],
+        lambda z, a: cp.sum_squares(z - torch.arange(3.0).numpy()),
+        (),
+        [lambda z, a: a @ z - 1, lambda z, a: 100 * (a @ z) - 100],
+    )
+    a = torch.tensor([0.5, -0.3, 0.8], dtype=DOUBLE)
+
+    def duals(a):
+        return torch.stack(layer.solve(a).equality_duals)
+
+    reverse, forward = torch.func.jacrev(duals)(a), torch.func.jacfwd(duals)(a)
+    assert torch.allclose(reverse, forward, atol=1e-12)
+    assert torch.allclose(reverse[1], 100 * reverse[0], atol=1e-9)
+
+
+def test_a_matrix_forgiven_for_its_rounding_is_read_as_semidefinite():
+    """Else the stationary point of a matrix with eigenvalue -5e-8 could be a saddle."""
+    layer = OptLayer(
+        [cp.Variable(2)],
+        [cp.Parameter((2, 2), PSD=True), cp.Parameter(2)],
+        lambda z, P, q: cp.quad_form(z, P) / 2 + q @ z,
+        [lambda z, P, q: z - 10, lambda z, P, q: -10 - z],
+        nonunique="ignore",
+    )
+    P = torch.tensor([[1, 1], [1, 1 - 1e-7]], dtype=torch.float32)
+    q = torch.tensor([0.0, 1e-4])
+    assert layer.solve(P, q).value.item() < -9e-4
+
+
+def test_a_norm_at_its_apex_is_refused():
+    layer = smooth(lambda z, x: cp.norm(z - x), [lambda z, x: z - 9], method="smooth", nonunique="ignore")
+    with pytest.raises(InaccurateError, match="a norm is 0"):
+        layer(torch.tensor([0.3, 0.2]))
+
+
+def test_data_outside_the_domain_of_an_atom_are_refused():
+    layer = smooth(
+        lambda z, w: cp.inv_pos(w[0]) * cp.sum_squares(z) + cp.sum(z),
+        [lambda z, w: z - 1, lambda z, w: -2 - z],
+    )
+    with pytest.raises(SolveError):
+        layer(torch.tensor([-1.0, 0.0]))
+
+
+def test_nonunique_raises_with_indices_of_the_batch():
+    layer = smooth(lambda z, x: cp.square(z[0] - x[0]), nonunique="raise")
+    with pytest.raises(InaccurateError, match="no unique solution") as caught:
+        layer(torch.ones(2, 3, 2))
+    assert caught.value.indices == ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
+    assert len(caught.value.residuals) == 6
+    with pytest.raises(InaccurateError) as caught:
+        layer(torch.ones(2))
+    assert caught.value.indices == ()
+
+
+def test_names_and_warm_starts_that_cannot_work_are_refused():
+    with pytest.raises(DeclarationError, match="may not be named 'warm_start'"):
+        OptLayer([cp.Variable()], [cp.Parameter(name="warm_start")], lambda z, x: cp.square(z - x))
+    with pytest.raises(InputError, match="warm_start is a Tensor"):
+        sparsemax().solve(torch.zeros(8), warm_start=torch.zeros(8))

@@ -203,19 +203,21 @@ class _Compiler:
     def _domain(self, flat: Callable[..., Callable[..., Tensor]]) -> Domain | None:
         """The borders of f, g and h together, and which of them stop a single coordinate."""
         objective, inequalities, equalities = self.pieces
-        borders = flat(_stack([p.torch.borders for p in [objective, *inequalities, *equalities]]))
+        pieces = [objective, *inequalities, *equalities]
+        borders = flat(_stack([p.torch.borders for p in pieces]))
+        norms = flat(_stack([p.torch.norms for p in pieces]))
         zeros = tuple(torch.zeros(z.shape, dtype=torch.float64) for z in self.leaves)
         x, theta = self._on_flat_point(zeros)
         if not borders(x, *theta).numel():
             return None
         if not self.points:
-            return Domain(borders, (), ())
+            return Domain(borders, norms, (), ())
         slopes = torch.stack([_jacobian(borders, *self._on_flat_point(p)) for p in self.points])
         affine = (slopes - slopes[0]).abs().amax((0, 2)) == 0  # slopes that no probe saw move
         alone = (slopes[0] != 0).sum(1) == 1
         row = (affine & alone).nonzero().squeeze(1)
         column = (slopes[0] != 0).to(torch.int8).argmax(1)[row]
-        return Domain(borders, tuple(row.tolist()), tuple(column.tolist()))
+        return Domain(borders, norms, tuple(row.tolist()), tuple(column.tolist()))
 
 
 def _build(declaration: Declaration, attributes: bool) -> ReferenceProblem:

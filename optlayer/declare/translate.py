@@ -41,12 +41,14 @@ class Translation:
             be defined and smooth: what stands under a logarithm, an entropy, a root, a
             reciprocal, the denominator of quad_over_lin, a norm. k is 0 for a polynomial. The
             signs of denominators and the eigenvalues of matrix arguments are not among them.
+        norms: Those of the borders that are norms, smooth only away from their apex 0.
         terms: Every class of monomials that may occur, as (degree in the variables, whether the
             coefficient depends on a parameter); degree math.inf where it is not polynomial.
     """
 
     function: Callable[..., Tensor]
     borders: Callable[..., Tensor]
+    norms: Callable[..., Tensor]
     terms: Terms
 
 
@@ -73,7 +75,8 @@ def translate(
     output = values.slot(expression)
     return Translation(
         function=values.program(output),
-        borders=_borders(values, _Tape(variables, parameters, apex)),
+        borders=_together(values.guarded, _Tape(variables, parameters, apex)),
+        norms=_together(values.norms, _Tape(variables, parameters, apex)),
         terms=values.terms[output],
     )
 
@@ -95,6 +98,7 @@ class _Tape:
         leaves: list[_Leaf] = [*variables, *parameters]
         self.terms: list[Terms] = [VARIABLE] * len(variables) + [PARAMETER] * len(parameters)
         self.guarded: list[tuple[cp.Expression, Function]] = []
+        self.norms: list[tuple[cp.Expression, Function]] = []
         self._apex = apex
         self._leaves = {leaf.id: slot for slot, leaf in enumerate(leaves)}
         self._slots: dict[int, int] = {}
@@ -145,6 +149,8 @@ class _Tape:
         for position, border in operation.borders.items():
             if not _is_constant(operands[position]):
                 self.guarded.append((operands[position], border))
+                if operation.apex:
+                    self.norms.append((operands[position], border))
         terms = operation.terms(*[self.terms[slot] for slot in slots])
         return self.add(operation.apply, slots, terms)
 
@@ -158,9 +164,9 @@ class _Tape:
         return operation
 
 
-def _borders(values: _Tape, tape: _Tape) -> Function:
-    """What the atoms of `values` need positive, on a tape that holds nothing else."""
-    slots = [tape.add(border, [tape.slot(guarded)]) for guarded, border in values.guarded]
+def _together(needed: Sequence[tuple[cp.Expression, Function]], tape: _Tape) -> Function:
+    """Some quantities that must stay positive, on a tape that holds nothing else."""
+    slots = [tape.add(border, [tape.slot(guarded)]) for guarded, border in needed]
     return tape.program(tape.add(_flat, slots) if slots else tape.add(_nothing, [0]))
 
 

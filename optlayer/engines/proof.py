@@ -3,8 +3,8 @@ r"""Proofs of failure: a solver's "infeasible" or "unbounded" is a claim until i
 Infeasible. The elastic problem  min Σ_i t_i  s.t. g <= t, |h| <= t, t >= 0  over the domain of f always
 has a solution; if its best point still violates a constraint, none satisfies them all, and it says which.
 
-Unbounded. Let p(R) = min f over the feasible x with |x| <= R. Along R = r, r², r³ (relative to the data)
-a function without lower bound keeps falling; one whose infimum is merely not attained levels off.
+Unbounded. Let x(R) = argmin f over the feasible x with |x| <= R. Along R = r, r², r³ (relative to the
+data) f falls without limit if its slope does not abate; if it does, the minimum may be far away.
 The points are handed out, and judged by whoever knows f and g: solvers are not believed here either.
 """
 

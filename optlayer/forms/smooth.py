@@ -54,6 +54,7 @@ class Domain:
     """
 
     borders: Function
+    norms: Function  # those of the borders that are norms, without derivative at 0
     row: tuple[int, ...]
     column: tuple[int, ...]
 
