@@ -22,10 +22,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from optlayer.forms import Local, Point
+from optlayer.linsolve import matvec
 from optlayer.solution import Residuals
 
-FLOOR = 1e-7
-ROUNDING = 5e-17
+FLOOR = 1e-7  # of a row's reach: rounding in a row of zeros
+ROUNDING = 5e-17  # of the largest multipliers: rounding in the others
 
 
 class Scales(NamedTuple):
@@ -62,31 +63,31 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
     """The scale of every row at a point; `unit` is a length to fall back on where x* = 0."""
     x, lam, nu = (a.abs() for a in point)
     H, G, A = at.hessian.abs(), at.G.abs(), at.A.abs()
-    stationarity = _product(H, x) + at.gradient.abs() + _product(G.mT, lam) + _product(A.mT, nu)
-    lengths = _lengths(at, point, stationarity).clamp_min(unit)
-    inequality, reach = _row_scale(at.G, at.g, point.x), _product(G, lengths)
+    terms = matvec(H, x) + at.gradient.abs() + matvec(G.mT, lam) + matvec(A.mT, nu)
+    lengths = _lengths(at, point, terms).clamp_min(unit)
+    inequality, reach = _row_scale(at.G, at.g, point.x), matvec(G, lengths)
     # λ_i counts in the row where it weighs most: the least of s_j / |G_ij|.
-    weights = torch.where(G > 0, stationarity.unsqueeze(1) / G, torch.inf)
+    weights = torch.where(G > 0, terms.unsqueeze(1) / G, torch.inf)
     return Scales(
-        stationarity + unit * FLOOR * H.sum(2),
+        terms + unit * FLOOR * H.sum(2),
         inequality + FLOOR * reach,
-        _row_scale(at.A, at.h, point.x) + FLOOR * _product(A, lengths),
+        _row_scale(at.A, at.h, point.x) + FLOOR * matvec(A, lengths),
         weights.amin(2) if weights.shape[1] else weights[:, :, 0],
         inequality + reach,
-        ROUNDING * _largest(stationarity) / _largest(G, keepdim=False),
+        ROUNDING * _largest(terms) / _largest(G, keepdim=False),
     )
 
 
 def _row_scale(G: Tensor, g: Tensor, x: Tensor) -> Tensor:
     """|G||x| + |g - Gx|."""
-    return _product(G.abs(), x.abs()) + (g - _product(G, x)).abs()
+    return matvec(G.abs(), x.abs()) + (g - matvec(G, x)).abs()
 
 
-def _lengths(at: Local, point: Point, stationarity: Tensor) -> Float64[Tensor, "B n"]:
+def _lengths(at: Local, point: Point, terms: Tensor) -> Float64[Tensor, "B n"]:
     """A length for each coordinate that survives x* = 0: |x_j|, or s_j / H_jj where it curves."""
     curvature = at.hessian.diagonal(dim1=1, dim2=2)
     across = _length(at, point).expand_as(point.x)
-    own = torch.where(curvature > 0, stationarity / curvature, across)
+    own = torch.where(curvature > 0, terms / curvature, across)
     return torch.maximum(point.x.abs(), own.nan_to_num(0.0, 0.0, 0.0))
 
 
@@ -94,24 +95,28 @@ def _length(at: Local, point: Point) -> Float64[Tensor, "B 1"]:
     """One for all: the largest of |x|, |g - Gx| / |G|, |h - Ax| / |A|."""
     lengths = [_largest(point.x)]
     for G, g in ((at.G, at.g), (at.A, at.h)):
-        lengths.append(_ratio(_largest(g - _product(G, point.x)), _largest(G.flatten(1))))
+        lengths.append(_ratio(_largest(g - matvec(G, point.x)), _largest(G.flatten(1))))
     return torch.cat(lengths, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
 
 
 def residuals(at: Local, point: Point, scale: Scales) -> Residuals:
     """The certificate's four numbers per sample; NaN where the point is not a number."""
-    stationarity = at.gradient + _product(at.G.mT, point.lam) + _product(at.A.mT, point.nu)
-    violation = torch.cat([_over(at.g.clamp_min(0.0), scale.inequality), _over(at.h, scale.equality)], 1)
-    lam, slack = _over(point.lam, scale.multiplier), _over(at.g, scale.inequality)
+    violation = torch.cat([over(at.g.clamp_min(0.0), scale.inequality), over(at.h, scale.equality)], 1)
+    lam, slack = over(point.lam, scale.multiplier), over(at.g, scale.inequality)
     return Residuals(
-        stationarity=_worst(_over(stationarity, scale.stationarity)),
+        stationarity=_worst(over(stationarity(at, point.lam, point.nu), scale.stationarity)),
         primal=_worst(violation),
         dual=_worst(lam.clamp_max(0.0)),
         complementarity=_worst(torch.minimum(lam.abs(), slack.abs())),
     )
 
 
-def _over(r: Tensor, scale: Tensor) -> Tensor:
+def stationarity(at: Local, lam: Tensor, nu: Tensor) -> Float64[Tensor, "B n"]:
+    """∇f + Gᵀλ + Aᵀν."""
+    return at.gradient + matvec(at.G.mT, lam) + matvec(at.A.mT, nu)
+
+
+def over(r: Tensor, scale: Tensor) -> Tensor:
     """r / scale with 0 / 0 = 0."""
     return torch.where(r == 0.0, 0.0, r / scale)
 
@@ -129,7 +134,3 @@ def _largest(a: Tensor, keepdim: bool = True) -> Tensor:
     if a.shape[-1] == 0:
         return a.new_zeros(a.shape[:-1] + ((1,) if keepdim else ()))
     return a.abs().amax(-1, keepdim=keepdim)
-
-
-def _product(M: Tensor, a: Tensor) -> Tensor:
-    return (M @ a.unsqueeze(-1)).squeeze(-1)

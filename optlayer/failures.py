@@ -26,11 +26,11 @@ def inadmissible(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> dict[int,
     found: dict[int, Failure] = {}
     for spec, value, eps in zip(plan.admissible, theta, call.eps, strict=True):
         bad = ~value.isfinite().reshape(value.shape[0], -1)
-        for i in _samples(bad.any(1)):
+        for i in samples(bad.any(1)):
             what = f"has {int(bad[i].sum())} NaN or infinite entries of {bad.shape[1]}"
             found.setdefault(i, Failure(Status.INVALID, f"parameter {spec.name!r} {what}"))
         for attribute, rows in spec.offences(value, PRECISION * eps):
-            for i in _samples(rows):
+            for i in samples(rows):
                 what = f"is declared {attribute}, which its value is not"
                 found.setdefault(i, Failure(Status.INVALID, f"parameter {spec.name!r} {what}"))
     return found
@@ -112,6 +112,7 @@ def unexplained(
     return Failure(Status.INACCURATE, why, rows.max().item())
 
 
-def _samples(rows: Tensor) -> list[int]:
+def samples(rows: Tensor) -> list[int]:
+    """Their numbers."""
     indices: list[int] = rows.nonzero().flatten().tolist()
     return indices

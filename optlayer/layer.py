@@ -271,14 +271,8 @@ def _keep(status: Tensor, rows: Tensor, otherwise: float) -> Tensor:
 
 def _empty(form: SmoothForm, theta: tuple[Tensor, ...]) -> tuple[Tensor, Outcome]:
     """No samples, no solve; still a function of θ, so that backward gives zeros."""
-    u = torch.zeros(0, form.size, dtype=torch.float64)
-    for t in theta:
-        u = u + t.sum()
-    none = torch.zeros(0, dtype=torch.int64)
-    outcome = Outcome(
-        u, u.new_ones(0, form.m), none, none, u.detach().new_zeros(0, 4), none.new_zeros(0, 3).bool()
-    )
-    return u, outcome
+    nothing = Outcome.of_nothing(form, 0)
+    return sum((t.sum() for t in theta), start=nothing.u), nothing
 
 
 def _check_sequences(**arguments: Any) -> None:

@@ -30,11 +30,16 @@ RANK = 1e-13  # eigenvalues of the equilibrated matrix below RANK * N count as z
 
 
 class Solved(NamedTuple):
-    """x with K x = b, and which samples were singular; `null` spans what x could move along."""
+    """x with K x = b, and which samples were singular."""
 
     x: Float64[Tensor, "*batch N"]
     singular: Bool[Tensor, "*batch"]
     free: Bool[Tensor, "*batch"]  # the null space of K has a primal component
+
+
+def matvec(M: Float64[Tensor, "*batch r c"], a: Float64[Tensor, "*batch c"]) -> Float64[Tensor, "*batch r"]:
+    """M a."""
+    return (M @ a.unsqueeze(-1)).squeeze(-1)
 
 
 def linsolve(
@@ -71,7 +76,7 @@ class _LinearSolve(torch.autograd.Function):
         K, x = ctx.saved_tensors
         rhs = torch.zeros_like(x) if b_dot is None else b_dot
         if K_dot is not None:
-            rhs = rhs - (K_dot @ x.unsqueeze(-1)).squeeze(-1)
+            rhs = rhs - matvec(K_dot, x)
         return linsolve(K, rhs, ctx.n)
 
     @staticmethod
@@ -148,11 +153,11 @@ def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
     onto_null = Z @ torch.linalg.pinv(Z)
 
     def off_null(a: Tensor) -> Tensor:
-        return a - (onto_null @ a.unsqueeze(-1)).squeeze(-1)
+        return a - matvec(onto_null, a)
 
-    y = W @ (inverse.unsqueeze(-1) * (W.mT @ (s * off_null(b)).unsqueeze(-1)))
+    y = matvec(W, inverse * matvec(W.mT, s * off_null(b)))
     free = (onto_null.diagonal(dim1=1, dim2=2)[:, :n] > 1e-8).any(1)
-    return Solved(off_null(s * y.squeeze(-1)), null.any(1), free)
+    return Solved(off_null(s * y), null.any(1), free)
 
 
 def _largest(a: Float64[Tensor, "B N k"]) -> Float64[Tensor, "B k"]:

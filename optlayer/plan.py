@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from optlayer.engines.proof import Proof
 from optlayer.engines.table import Engine
 from optlayer.forms import Point
 from optlayer.forms.smooth import SmoothForm
+from optlayer.solution import Status
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,3 +55,15 @@ class Outcome(NamedTuple):
     iterations: Int64[Tensor, " B"]
     residuals: Float64[Tensor, "B 4"]  # in the order of `Residuals`
     flags: Bool[Tensor, "B 3"]  # in the order of `Flags`
+
+    @staticmethod
+    def of_nothing(form: SmoothForm, size: int) -> "Outcome":
+        """Before anything is found."""
+        return Outcome(
+            u=torch.zeros(size, form.size, dtype=torch.float64),
+            tau=torch.ones(size, form.m, dtype=torch.float64),
+            status=torch.full((size,), Status.SOLVED),
+            iterations=torch.zeros(size, dtype=torch.int64),
+            residuals=torch.full((size, 4), torch.nan, dtype=torch.float64),
+            flags=torch.zeros(size, 3, dtype=torch.bool),
+        )

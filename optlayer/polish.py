@@ -14,6 +14,7 @@ distance to the border, z exp(Δz / z): for log z + c = 0 that is the exact solu
 Whatever else leaves the domain is halved until it does not.
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -21,11 +22,11 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from optlayer.certify import Scales, scales
+from optlayer.certify import Scales, over, scales, stationarity
 from optlayer.cones import nonnegative
 from optlayer.forms import Local, Point
 from optlayer.forms.smooth import Instance, SmoothForm, kkt_matrix
-from optlayer.linsolve import solve
+from optlayer.linsolve import matvec, solve
 
 TARGET = 1e-14  # relative residual at which there is nothing left to gain
 PATIENCE = 4  # steps without progress
@@ -60,7 +61,7 @@ def polish(problem: Instance, start: Point) -> Polished:
     at = problem.at(start)
     scale = scales(at, start, problem.unit).floored
     tau = scale.tau
-    now = _Iterate(start.x, tau * start.lam + at.g.clamp_max(0.0), start.nu, start.x[:, 0])
+    now = _begin(at, start, tau)
     inside = domain.holds(now.x)
     now = now._replace(merit=torch.where(inside, _merit(at, now, tau, scale), torch.inf))
     best, stalled = now, torch.zeros_like(now.merit)
@@ -89,9 +90,14 @@ def restlessness(problem: Instance, point: Point) -> Float64[Tensor, " B"]:
     """How far one more Newton step would move x, relative to x; near 0 at an attained minimum."""
     at = problem.at(point)
     tau = scales(at, point, problem.unit).tau
-    now = _Iterate(point.x, tau * point.lam + at.g.clamp_max(0.0), point.nu, point.x[:, 0])
-    dx, _, _ = _newton(problem.form, now, at, tau)
+    dx, _, _ = _newton(problem.form, _begin(at, point, tau), at, tau)
     return dx.abs().amax(1) / point.x.abs().amax(1)
+
+
+def _begin(at: Local, point: Point, tau: Tensor) -> _Iterate:
+    """v = τλ - s at a point, not judged yet."""
+    unknown = torch.full_like(point.x[:, 0], torch.inf)
+    return _Iterate(point.x, tau * point.lam + at.g.clamp_max(0.0), point.nu, unknown)
 
 
 def _step(
@@ -122,17 +128,16 @@ def _newton(form: SmoothForm, now: _Iterate, at: Local, tau: Tensor) -> tuple[Te
     """Δx, v⁺, ν⁺."""
     D = nonnegative.active(now.v)
     lam = nonnegative.project(now.v) / tau
-    rhs = -torch.cat([_stationarity(at, lam, now.nu), torch.where(D, at.g, 0.0), at.h], 1)
+    rhs = -torch.cat([stationarity(at, lam, now.nu), torch.where(D, at.g, 0.0), at.h], 1)
     K = kkt_matrix(at.hessian, at.G, at.A, D)
     step = solve(K, rhs, form.n).x
-    miss = (K @ step.unsqueeze(-1)).squeeze(-1) - rhs
+    miss = matvec(K, step) - rhs
     inconsistent = miss.abs().amax(1) > CONSISTENT * rhs.abs().amax(1)
     if inconsistent.any():
         proximal = solve(K + _proximal(form, at, D, now.merit), rhs, form.n).x
         step = torch.where(inconsistent[:, None], proximal, step)
     dx, dlam, dnu = form.split(step)
-    ahead = at.g + (at.G @ dx.unsqueeze(-1)).squeeze(-1)
-    return dx, torch.where(D, tau * (lam + dlam), ahead), now.nu + dnu
+    return dx, torch.where(D, tau * (lam + dlam), at.g + matvec(at.G, dx)), now.nu + dnu
 
 
 def _proximal(form: SmoothForm, at: Local, D: Tensor, merit: Tensor) -> Float64[Tensor, "B N N"]:
@@ -161,12 +166,11 @@ def _merit(at: Local, now: _Iterate, tau: Tensor, scale: Scales) -> Tensor:
     lam = nonnegative.project(now.v) / tau
     normal = at.g - now.v + nonnegative.project(now.v)
     rows = [
-        (_stationarity(at, lam, now.nu), scale.stationarity),
+        (stationarity(at, lam, now.nu), scale.stationarity),
         (normal, scale.inequality),
         (at.h, scale.equality),
     ]
-    relative = [torch.where(r == 0.0, 0.0, r.abs() / s) for r, s in rows]
-    worst = torch.cat(relative, 1).amax(1)
+    worst = torch.cat([over(r, s).abs() for r, s in rows], 1).amax(1)
     return torch.where(worst.isnan(), torch.inf, worst)
 
 
@@ -189,16 +193,11 @@ def _on_bounds(at: Local, point: Point) -> Float64[Tensor, "B n"]:
     """x with rounding removed where an active inequality holds one coordinate: 0, not 1e-27."""
     bound = ((at.G != 0).sum(2) == 1) & (point.lam > 0)
     correction = torch.where(bound, at.g / (at.G**2).sum(2), 0.0)
-    return point.x - (at.G.mT @ correction.unsqueeze(-1)).squeeze(-1)
+    return point.x - matvec(at.G.mT, correction)
 
 
 def _point(now: _Iterate, tau: Tensor) -> Point:
     return Point(now.x, nonnegative.project(now.v) / tau, now.nu)
-
-
-def _stationarity(at: Local, lam: Tensor, nu: Tensor) -> Tensor:
-    Gt_lam = (at.G.mT @ lam.unsqueeze(-1)).squeeze(-1)
-    return at.gradient + Gt_lam + (at.A.mT @ nu.unsqueeze(-1)).squeeze(-1)
 
 
 def _where(choose: Tensor, a: _Iterate, b: _Iterate) -> _Iterate:
@@ -216,11 +215,15 @@ class _Domain:
 
     def __init__(self, problem: Instance, x: Tensor) -> None:
         self.theta, self.spec = problem.theta, problem.form.domain
-        if self.spec is None:
-            return
-        slopes = vmap(jacrev(self.spec.borders))(x, *self.theta)
-        self.row, self.column = torch.tensor(self.spec.row), torch.tensor(self.spec.column)
-        self.slope = slopes[:, self.row, self.column] if self.spec.row else x[:, :0]
+        self._x = x
+
+    @cached_property
+    def _coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, column and slope of the borders that stop one coordinate; constant in x."""
+        assert self.spec is not None
+        row, column = torch.tensor(self.spec.row), torch.tensor(self.spec.column)
+        slopes = vmap(jacrev(self.spec.borders))(self._x, *self.theta)
+        return row, column, slopes[:, row, column]
 
     def _borders(self, x: Tensor) -> Float64[Tensor, "B k"]:
         assert self.spec is not None
@@ -233,11 +236,12 @@ class _Domain:
 
     def _distances(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """How far each coordinate may fall, and rise; inf where nothing stops it."""
-        distance = self._borders(x)[:, self.row] / self.slope.abs()
+        row, column, slope = self._coordinates
+        distance = self._borders(x)[:, row] / slope.abs()
         free = torch.full_like(x, torch.inf)
-        column = self.column.expand(x.shape[0], -1)
-        falling = torch.where(self.slope > 0, distance, torch.inf)
-        rising = torch.where(self.slope < 0, distance, torch.inf)
+        column = column.expand(x.shape[0], -1)
+        falling = torch.where(slope > 0, distance, torch.inf)
+        rising = torch.where(slope < 0, distance, torch.inf)
         return tuple(free.scatter_reduce(1, column, d, "amin") for d in (falling, rising))  # type: ignore[return-value]
 
     def project(self, x: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
         raise explain(failed, size, call.batch)
     theta = tuple(a.read(t) for a, t in zip(plan.admissible, theta, strict=True))
     problem = Instance(plan.form, theta, size)
-    outcome = _nothing_yet(plan, size)
+    outcome = Outcome.of_nothing(plan.form, size)
     pending = torch.ones(size, dtype=torch.bool)
     pending[list(failed)] = False
     for answer, settle in _answers(plan, call, problem, pending):
@@ -148,28 +148,15 @@ def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float6
     at = problem.at(found.point)
     scale = certify.scales(at, found.point, problem.unit)
     rows = certify.residuals(at, found.point, scale).stacked
-    rows[~in_domain(problem, found.point.x)] = torch.inf
     failing = _indices(rows.amax(1) > tolerance)
     if len(failing):
         some, u, tau = problem.rows(failing), found.u[failing], found.tau[failing]
         point = problem.form.recover(u, tau)
         at = some.at(point)
         scale = certify.scales(at, point, some.unit).plus(some.sensitivity(u, tau))
-        inside = in_domain(some, point.x)[:, None]
-        rows[failing] = torch.where(inside, certify.residuals(at, point, scale).stacked, torch.inf)
+        rows[failing] = certify.residuals(at, point, scale).stacked
+    rows[~in_domain(problem, found.point.x)] = torch.inf
     return rows
-
-
-def _nothing_yet(plan: Plan, size: int) -> Outcome:
-    form = plan.form
-    return Outcome(
-        u=torch.zeros(size, form.size, dtype=torch.float64),
-        tau=torch.ones(size, form.m, dtype=torch.float64),
-        status=torch.full((size,), Status.SOLVED),
-        iterations=torch.zeros(size, dtype=torch.int64),
-        residuals=torch.full((size, 4), torch.nan, dtype=torch.float64),
-        flags=torch.zeros(size, 3, dtype=torch.bool),
-    )
 
 
 def _take(outcome: Outcome, rows: Tensor, attempt: _Attempt) -> None:
@@ -185,7 +172,7 @@ def _explain_claims(
     plan: Plan, problem: Instance, attempt: _Attempt, pending: Tensor, failed: dict[int, Failure]
 ) -> None:
     """Settle the rows whose engine claims that there is no solution, where that can be proven."""
-    for i in _indices(pending).tolist():
+    for i in failures.samples(pending):
         claim = attempt.claims[i]
         if claim in (Status.INFEASIBLE, Status.UNBOUNDED):
             failure = failures.proven(plan, problem.rows(torch.tensor([i])), claim, attempt.words[i])
@@ -197,7 +184,7 @@ def _explain_rest(
     plan: Plan, problem: Instance, attempt: _Attempt, pending: Tensor, failed: dict[int, Failure]
 ) -> None:
     """No engine has an answer, and none was proven to be missing: say what is known."""
-    for i in _indices(pending).tolist():
+    for i in failures.samples(pending):
         sample, words, claim = problem.rows(torch.tensor([i])), attempt.words[i], attempt.claims[i]
         failure = None
         if claim not in (Status.INFEASIBLE, Status.UNBOUNDED):
@@ -243,7 +230,7 @@ def _singular(problem: Instance, outcome: Outcome) -> tuple[Tensor, Tensor]:
 
 
 def _judge_uniqueness(plan: Plan, call: Call, outcome: Outcome) -> None:
-    nonunique = _indices(outcome.flags[:, 2]).tolist()
+    nonunique = failures.samples(outcome.flags[:, 2])
     if not nonunique or plan.nonunique == "ignore":
         return
     why = "not unique to working precision; its derivative is the minimum-norm one"

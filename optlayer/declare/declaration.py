@@ -18,7 +18,7 @@ from optlayer.declare.points import Point, domain_points
 from optlayer.declare.translate import Translation, translate
 from optlayer.errors import DeclarationError
 from optlayer.forms import Reference, ReferenceProblem
-from optlayer.forms.smooth import Constants, Domain, SmoothForm
+from optlayer.forms.smooth import Constants, Domain, SmoothForm, jacobian
 
 PROBES = 3  # random points at which a declaration is examined
 AFFINE, QUADRATIC = 1, 2
@@ -271,8 +271,7 @@ def _stack(functions: Sequence[Callable[..., Tensor]]) -> Callable[..., Tensor]:
 
 
 def _jacobian(function: Callable[..., Tensor], x: Tensor, theta: Point) -> Tensor:
-    rows = function(x, *theta).numel()
-    return jacrev(function)(x, *theta) if rows else x.new_zeros(0, x.numel())
+    return jacobian(function, function(x, *theta).numel())(x, *theta)
 
 
 def _rows(pieces: Sequence[_Piece]) -> int:

@@ -29,7 +29,7 @@ from torch.func import grad, jacrev, jvp, vmap
 
 from optlayer.cones import nonnegative
 from optlayer.forms import Local, Point, Reference
-from optlayer.linsolve import linsolve
+from optlayer.linsolve import linsolve, matvec
 
 PROBES = 8
 
@@ -107,14 +107,14 @@ class SmoothForm:
         r1, r2, r3 = self.split(rhs)
         y = linsolve(kkt_matrix(H, G, A, D), torch.cat([r1, torch.where(D, r2, 0.0), r3], 1), self.n)
         x_dot, lam_dot, nu_dot = self.split(y)
-        v_dot = torch.where(D, data[-1] * lam_dot, _apply(G, x_dot) - r2)
+        v_dot = torch.where(D, data[-1] * lam_dot, matvec(G, x_dot) - r2)
         return torch.cat([x_dot, v_dot, nu_dot], 1)
 
     def solve_transposed(self, u: Tensor, rhs: Tensor, *data: Tensor) -> Float64[Tensor, "B N"]:
         """J⁻ᵀ ū: K w = (ūₓ + Gᵀ(I - D)ū_v, τDū_v + (I - D)ū_v, ū_ν)."""
         H, G, A, D = self._blocks(u, *data)
         x_bar, v_bar, nu_bar = self.split(rhs)
-        x_bar = x_bar + _apply(G.mT, torch.where(D, 0.0, v_bar))
+        x_bar = x_bar + matvec(G.mT, torch.where(D, 0.0, v_bar))
         v_bar = torch.where(D, data[-1] * v_bar, v_bar)
         return linsolve(kkt_matrix(H, G, A, D), torch.cat([x_bar, v_bar, nu_bar], 1), self.n)
 
@@ -141,8 +141,8 @@ class SmoothForm:
             P = jacrev(grad(self._f))(x, *theta)  # g and h are affine: the multipliers do not matter
         return (
             jacrev(grad(self._lagrangian))(x, lam, nu, *theta) if P is None else P,
-            _jacobian(self._g, self.m)(x, *theta) if G is None else G,
-            _jacobian(self._h, self.p)(x, *theta) if A is None else A,
+            jacobian(self._g, self.m)(x, *theta) if G is None else G,
+            jacobian(self._h, self.p)(x, *theta) if A is None else A,
         )
 
     def value(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> Float64[Tensor, " B"]:
@@ -220,7 +220,7 @@ class Instance:
         if not self.form.quadratic:
             return vmap(self.form.local)(*point, *self.theta)
         q, P, g0, G, h0, A = self.origin
-        return Local(_apply(P, point.x) + q, P, _apply(G, point.x) + g0, G, _apply(A, point.x) + h0, A)
+        return Local(matvec(P, point.x) + q, P, matvec(G, point.x) + g0, G, matvec(A, point.x) + h0, A)
 
 
 def kkt_matrix(
@@ -239,12 +239,8 @@ def kkt_matrix(
     return torch.cat([torch.cat([H, E.mT], 2), torch.cat([E, lower], 2)], 1)
 
 
-def _jacobian(function: Function, rows: int) -> Function:
+def jacobian(function: Function, rows: int) -> Function:
     """∂function/∂x for one sample; torch's own transforms refuse outputs without elements."""
     if rows:
         return jacrev(function)
     return lambda x, *theta: x.new_zeros(0, x.shape[0])
-
-
-def _apply(M: Float64[Tensor, "B r c"], a: Float64[Tensor, "B c"]) -> Float64[Tensor, "B r"]:
-    return (M @ a.unsqueeze(-1)).squeeze(-1)

@@ -118,22 +118,28 @@ READ = (
 )
 
 
+def fresh_python(code, folder, *arguments):
+    """What a new interpreter prints, with the modules in the folder; it must succeed."""
+    where = [str(folder), str(Path(optlayer.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(where), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 def test_pickle_in_a_fresh_process(tmp_path):
     (tmp_path / "shop.py").write_text(textwrap.dedent(SHOP))
-    where = [str(tmp_path), str(Path(optlayer.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(where), "OMP_NUM_THREADS": "1"}
     printed = []
     for code in (WRITE, READ):
-        run = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "layer.pickle")],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-        printed.append(torch.tensor(eval(run.stdout), dtype=torch.float64))
+        output = fresh_python(code, tmp_path, str(tmp_path / "layer.pickle"))
+        printed.append(torch.tensor(eval(output), dtype=torch.float64))
     close(printed[1], printed[0], 1e-12)
     assert len(printed[0]) == 16
     assert printed[0].isfinite().all()
@@ -375,14 +381,4 @@ def test_after_a_fork(tmp_path):
         _, status = os.waitpid(child, 0)
         sys.exit(os.waitstatus_to_exitcode(status))
     """
-    where = [str(tmp_path), str(Path(optlayer.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(where), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    fresh_python(textwrap.dedent(code), tmp_path)
