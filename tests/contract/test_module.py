@@ -360,6 +360,8 @@ def test_distributed_data_parallel(tmp_path, rng, monkeypatch):
     try:
         wrapped = torch.nn.parallel.DistributedDataParallel(net)
         wrapped(x).square().sum().backward()
+        del wrapped  # else the group dies with it after it was destroyed, and gloo may never join its thread
+        gc.collect()
     finally:
         torch.distributed.destroy_process_group()
     for parameter, right in zip(net.parameters(), expected, strict=True):
