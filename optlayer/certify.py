@@ -3,12 +3,15 @@ r"""The certificate: relative KKT residuals of the user's own f, g, h at a prima
 A solver's word is never enough. Every row is divided by the size of the terms that make it,
 
     stationarity  |∇f + Gᵀλ + Aᵀν|   against   |H||x| + |∇f| + |G|ᵀ|λ| + |A|ᵀ|ν|
-    primal        max(g, 0), |h|     against   |G||x| + |g - Gx|,  |A||x| + |h - Ax|
+    primal        Π(g), |h|          against   |G||x| + |g - Gx|,  |A||x| + |h - Ax|
+    dual          λ - Π(λ)           against   the size at which λ would matter
+    complementarity  λ - Π(λ + g)    each in its own unit: zero iff λ ∈ K*, -g ∈ K and ⟨λ, g⟩ = 0
 
 so that neither the scale of the objective, nor of a row, nor of a coordinate can turn a wrong answer
 into a right one or the reverse: max(1, ·) appears nowhere, and no row is excused by the size of
 another: the coordinate that runs away along an unattained infimum must not hide behind its neighbours.
-A row made of nothing, 0/0, passes.
+A row made of nothing, 0/0, passes. Π is the projection onto K*, max(·, 0) for inequalities; the rows
+of one cone share one scale, the largest of theirs, since a cone knows no unit of its parts.
 
 Where x* = 0 the terms of a row may vanish with its residual although the data do not. Rows that fail
 are therefore judged once more, against what a relative change of the data could make of them,
@@ -30,7 +33,7 @@ ROUNDING = 5e-17  # of the largest multipliers: rounding in the others
 
 
 class Scales(NamedTuple):
-    """What could make each row, in the row's own unit."""
+    """What could make each row, in the row's own unit; constant on each cone."""
 
     stationarity: Float64[Tensor, "B n"]
     inequality: Float64[Tensor, "B m"]
@@ -68,13 +71,15 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
     inequality, reach = _row_scale(at.G, at.g, point.x), matvec(G, lengths)
     # λ_i counts in the row where it weighs most: the least of s_j / |G_ij|.
     weights = torch.where(G > 0, terms.unsqueeze(1) / G, torch.inf)
+    least = weights.amin(2) if weights.shape[1] else weights[:, :, 0]
+    largest = at.dual.over_blocks
     return Scales(
         terms + unit * FLOOR * H.sum(2),
-        inequality + FLOOR * reach,
+        largest(inequality + FLOOR * reach),
         _row_scale(at.A, at.h, point.x) + FLOOR * matvec(A, lengths),
-        weights.amin(2) if weights.shape[1] else weights[:, :, 0],
-        inequality + reach,
-        ROUNDING * _largest(terms) / _largest(G, keepdim=False),
+        -largest(-least),
+        largest(inequality + reach),
+        largest(ROUNDING * _largest(terms) / _largest(G, keepdim=False)),
     )
 
 
@@ -101,13 +106,14 @@ def _length(at: Local, point: Point) -> Float64[Tensor, "B 1"]:
 
 def residuals(at: Local, point: Point, scale: Scales) -> Residuals:
     """The certificate's four numbers per sample; NaN where the point is not a number."""
-    violation = torch.cat([over(at.g.clamp_min(0.0), scale.inequality), over(at.h, scale.equality)], 1)
-    lam, slack = over(point.lam, scale.multiplier), over(at.g, scale.inequality)
+    project = at.dual.project
+    lam, g = over(point.lam, scale.multiplier), over(at.g, scale.inequality)
+    violation = torch.cat([over(project(at.g), scale.inequality), over(at.h, scale.equality)], 1)
     return Residuals(
         stationarity=_worst(over(stationarity(at, point.lam, point.nu), scale.stationarity)),
         primal=_worst(violation),
-        dual=_worst(lam.clamp_max(0.0)),
-        complementarity=_worst(torch.minimum(lam.abs(), slack.abs())),
+        dual=_worst(lam - project(lam)),
+        complementarity=_worst(lam - project(lam + g)),
     )
 
 

@@ -4,9 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optlayer import certify, polish
+from optlayer import certify, farkas, polish
+from optlayer.engines.ask import cone_program
+from optlayer.engines.clarabel import Clarabel
 from optlayer.forms import Point
-from optlayer.forms.smooth import Instance
+from optlayer.forms.conic import ConicForm
+from optlayer.forms.kkt import Instance
 from optlayer.plan import Call, Plan
 from optlayer.report import Failure
 from optlayer.solution import Residuals, Status
@@ -18,6 +21,7 @@ FEASIBLE = 1e-6  # relative violation forgiven in a point that shows the objecti
 OUTWARD = 10.0  # how much farther out each of those points must lie than the one before
 VISIBLE = 1e-3  # a smaller relative fall is noise
 UNABATED = 0.9  # f must go on falling at this part of its slope: a convex f then falls forever
+SHARE = 1e-3  # of the largest part in a contradiction that is worth naming
 RESTLESS = 1e-3  # a relative Newton step that says "not a minimum"
 
 
@@ -36,13 +40,50 @@ def inadmissible(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> dict[int,
     return found
 
 
-def proven(plan: Plan, sample: Instance, claim: Status, words: str) -> Failure | None:
-    """Infeasible or unbounded beyond the solver's claim; None where it cannot be shown."""
+def proven(plan: Plan, sample: Instance, claim: Status, words: str, ray: Point | None) -> Failure | None:
+    """Infeasible or unbounded beyond the solver's claim; None where it cannot be shown.
+
+    A cone programme is judged by the ray that came with the claim, anything else by problems of our own.
+    """
+    if isinstance(sample.form, ConicForm):
+        return None if ray is None else _by_ray(plan, sample, sample.form, claim, words, ray)
     least = CLAIMED if claim == Status.INFEASIBLE else UNCLAIMED
     failure = _infeasible(plan, sample, words, least)
     if failure is None and claim == Status.UNBOUNDED:
         failure = _unbounded(plan, sample, words)
     return failure
+
+
+def _by_ray(
+    plan: Plan, sample: Instance, form: ConicForm, claim: Status, words: str, ray: Point
+) -> Failure | None:
+    if claim == Status.INFEASIBLE and farkas.excludes(sample, ray):
+        return Failure(Status.INFEASIBLE, f"{words}; {_contradiction(sample, form, ray)}")
+    if claim == Status.UNBOUNDED and farkas.recedes(sample, ray) and _has_feasible_point(plan, sample):
+        return Failure(Status.UNBOUNDED, f"{words}; the objective keeps falling along a feasible direction")
+    return None
+
+
+def _contradiction(sample: Instance, form: ConicForm, ray: Point) -> str:
+    """Which constraints take part in it, as far as they can be told."""
+    shares = torch.cat([ray.nu, ray.lam], 1)[0].abs() * torch.cat([sample.origin.A, sample.origin.G], 1)[
+        0
+    ].abs().amax(1)
+    involved = (shares > SHARE * shares.max()).nonzero().flatten().tolist()
+    names = list(dict.fromkeys(form.owners[i] for i in involved if form.owners[i]))
+    if not names:
+        return "no point satisfies the constraints"
+    if len(names) == 1:
+        return f"{names[0]} cannot hold"
+    return f"{', '.join(names[:-1])} and {names[-1]} exclude each other"
+
+
+def _has_feasible_point(plan: Plan, sample: Instance) -> bool:
+    """Whether an engine finds one, with the objective left out."""
+    program = cone_program(sample, torch.tensor([0]))
+    program = program._replace(P=0 * program.P, q=0 * program.q)
+    answer = Clarabel({}).solve_matrices(program)
+    return answer.claims[0] == Status.SOLVED and _violation(sample, answer.x[0]) <= FEASIBLE
 
 
 def _infeasible(plan: Plan, sample: Instance, words: str, least: float) -> Failure | None:

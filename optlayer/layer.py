@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import cvxpy as cp
@@ -12,11 +13,15 @@ from optlayer.batch import Batch, Slot, bind, enter
 from optlayer.declare.admissible import admissible
 from optlayer.declare.callables import UserCallable
 from optlayer.declare.declaration import Declaration
+from optlayer.declare.declared import Declared
+from optlayer.declare.problem import ProblemDeclaration
+from optlayer.declare.routes import Method, compile_declaration
 from optlayer.engines.proof import Proof
 from optlayer.engines.table import engines_for
 from optlayer.errors import DeclarationError, InputError
 from optlayer.forms import Point
-from optlayer.forms.smooth import SmoothForm
+from optlayer.forms.conic import ConicForm
+from optlayer.forms.kkt import KKTForm
 from optlayer.implicit import attach
 from optlayer.modes import undisturbed
 from optlayer.plan import Call, Outcome, Plan
@@ -33,7 +38,7 @@ class OptLayer(torch.nn.Module):
 
     Args:
         variables: What is solved for; cvxpy variables of any shape. nonneg, nonpos, pos, neg, bounds,
-            symmetric and diag become constraints.
+            symmetric, diag, PSD, NSD and sparsity become constraints.
         parameters: θ, what the layer is called with, in this order.
         objective: f, a callable `(*variables, *parameters)`, written in cvxpy atoms or plain arithmetic;
             one element, convex in the variables.
@@ -41,7 +46,9 @@ class OptLayer(torch.nn.Module):
         equalities: Callables h, each elementwise = 0 and affine.
         solver: A solver cvxpy has installed, by name; None takes the best for the problem class and
             tries others where it fails.
-        method: "auto" or "smooth"; the second also admits norms that stay away from their apex.
+        method: "smooth" differentiates f, g, h as they are, and admits norms that stay away from their
+            apex; "cone" goes through cvxpy's canonical cone programme; "auto" takes the smooth route where
+            every atom is smooth, else the cone route.
         on_failure: "raise"; or "nan", which keeps the other samples and gives NaN rows with zero gradient;
             or a callable `(error, solution) -> None`, called after such a solve, that may raise.
         nonunique: What to do where the minimizer is not unique and the derivative is the minimum-norm
@@ -69,7 +76,7 @@ class OptLayer(torch.nn.Module):
         equalities: Sequence[UserCallable] = (),
         *,
         solver: str | None = None,
-        method: Literal["auto", "smooth", "cone"] = "auto",
+        method: Method = "auto",
         on_failure: OnFailure = "raise",
         nonunique: Literal["warn", "raise", "ignore"] = "warn",
         smoothing: float | None = None,
@@ -81,25 +88,80 @@ class OptLayer(torch.nn.Module):
         _check_sequences(
             variables=variables, parameters=parameters, inequalities=inequalities, equalities=equalities
         )
-        self._declaration = Declaration(
-            tuple(variables),
-            tuple(parameters),
-            objective,
-            tuple(inequalities),
-            tuple(equalities),
-            apex=method == "smooth",
+        self._declaration: Declared = Declaration(
+            tuple(variables), tuple(parameters), objective, tuple(inequalities), tuple(equalities)
         )
-        self._on_failure, self._nonunique = on_failure, nonunique
+        self._set_up(solver, method, on_failure, nonunique, tolerance, solver_options)
+
+    @classmethod
+    def from_problem(
+        cls,
+        problem: cp.Problem,
+        parameters: Sequence[cp.Parameter] | None = None,
+        variables: Sequence[cp.Expression] | None = None,
+        *,
+        solver: str | None = None,
+        method: Method = "auto",
+        on_failure: OnFailure = "raise",
+        nonunique: Literal["warn", "raise", "ignore"] = "warn",
+        smoothing: float | None = None,
+        tolerance: float = 1e-8,
+        gp: bool = False,
+        **solver_options: Any,
+    ) -> "OptLayer":
+        r"""The argmin of a cp.Problem as a torch module; the problem itself is left as it is.
+
+        Args:
+            problem: Any disciplined convex problem (Minimize or Maximize), with or without parameters.
+            parameters: What the layer is called with, in this order; None for all, in the order of
+                `problem.parameters()`. One that is left out is a constant: its value as it is now.
+            variables: What the layer returns: variables, dual variables (`constraint.dual_variables[0]`)
+                and affine expressions of variables; None for all variables, in the order of
+                `problem.variables()`.
+            gp: Read the problem as a geometric programme; its multipliers are those of the
+                logarithmic problem, as cvxpy's are.
+            solver, method, on_failure, nonunique, smoothing, tolerance, solver_options: As in the class.
+
+        Raises:
+            DeclarationError: where the problem cannot be honoured, naming the constraint and the term.
+
+        Example:
+            >>> import cvxpy as cp, torch
+            >>> z, x = cp.Variable(3), cp.Parameter(3)
+            >>> problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(z - x) + cp.norm1(z)))
+            >>> shrink = OptLayer.from_problem(problem)
+            >>> shrink(torch.tensor([-3.0, 0.5, 2.0]))
+            tensor([-2., 0., 1.])
+        """
+        _check_options(method, on_failure, nonunique, smoothing, tolerance)
+        layer = cls.__new__(cls)
+        torch.nn.Module.__init__(layer)
+        layer._declaration = ProblemDeclaration.of(problem, parameters, variables, gp)
+        layer._set_up(solver, method, on_failure, nonunique, tolerance, solver_options)
+        return layer
+
+    def _set_up(
+        self,
+        solver: str | None,
+        method: Method,
+        on_failure: OnFailure,
+        nonunique: Literal["warn", "raise", "ignore"],
+        tolerance: float,
+        solver_options: dict[str, Any],
+    ) -> None:
+        self._method, self._on_failure, self._nonunique = method, on_failure, nonunique
         self._solver, self._solver_options, self._tolerance = solver, solver_options, tolerance
         self._compile()
 
     def _compile(self) -> None:
         """Everything that can be derived from the declaration; a pickle does without it."""
-        form = undisturbed(self._declaration.compile)
+        self._compiled = undisturbed(partial(compile_declaration, self._declaration, self._method))
+        form = self._compiled.form
         self._plan = Plan(
             form=form,
-            engines=engines_for(form.quadratic, form.reference, self._solver, self._solver_options),
-            proof=Proof(form.reference),
+            lift=self._compiled.lift,
+            engines=engines_for(form, self._solver, self._solver_options),
+            proof=None if isinstance(form, ConicForm) else Proof(form.reference),
             admissible=tuple(admissible(p) for p in self.inputs),
             tolerance=self._tolerance,
             raises=self._on_failure == "raise",
@@ -166,22 +228,55 @@ class OptLayer(torch.nn.Module):
             theta, form = batch.theta, self._plan.form
             call = Call(batch.shape, batch.eps, _start(form, batch, warm_start))
             if batch.size == 0:
-                return _leave(form, batch, *_empty(form, theta), theta, primal_only)
+                return self._leave(batch, *_empty(form, theta), theta, theta, primal_only)
             outcome = solve(self._plan, call, theta)
             theta = tuple(a.read(t) for a, t in zip(self._plan.admissible, theta, strict=True))
             if not self._plan.raises:
                 theta = tuple(_keep(outcome.status, t, 0.0) for t in theta)
-            u = attach(form, outcome.u, (*theta, outcome.tau))
-            solution = _leave(form, batch, u, outcome, theta, primal_only and not call.errors)
+            lifted = self._plan.lift(theta)
+            u = attach(form, outcome.u, (*lifted, outcome.tau))
+            solution = self._leave(batch, u, outcome, theta, lifted, primal_only and not call.errors)
         if callable(self._on_failure):
             for error in call.errors:
                 self._on_failure(error, solution)
         return solution
 
+    def _leave(
+        self,
+        batch: Batch,
+        u: Tensor,
+        outcome: Outcome,
+        theta: tuple[Tensor, ...],
+        lifted: tuple[Tensor, ...],
+        primal_only: bool,
+    ) -> Solution:
+        """From u to what the user asked for, failed rows NaN."""
+        compiled, form = self._compiled, self._plan.form
+        point = form.recover(u, outcome.tau)
+        reading = compiled.readout.read(point, theta)
+
+        def leave(value: Tensor) -> Tensor:
+            return batch.leave(_keep(outcome.status, value, torch.nan), tuple(value.shape[1:]))
+
+        duals = () if primal_only else tuple(tuple(map(leave, parts)) for parts in reading.duals)
+        value = point.x[:, 0] if primal_only else compiled.readout.value(form, point.x, lifted)
+        return Solution(
+            primal=tuple(map(leave, reading.outputs)),
+            inequality_duals=() if primal_only else tuple(duals[i][0] for i in compiled.inequalities),
+            equality_duals=() if primal_only else tuple(duals[i][0] for i in compiled.equalities),
+            value=leave(value),
+            status=batch.place(outcome.status),
+            iterations=batch.place(outcome.iterations),
+            residuals=Residuals(*(batch.place(r) for r in outcome.residuals.unbind(1))),
+            flags=Flags(*(batch.place(f) for f in outcome.flags.unbind(1))),
+            duals=dict(zip(self._declaration.constraint_ids, duals)),
+            root=None if primal_only else torch.cat(form.recover(outcome.u, outcome.tau), 1),
+        )
+
     # --------------------------------------------------------------------------------- as a good module
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_plan"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_plan", "_compiled")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -190,7 +285,7 @@ class OptLayer(torch.nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "OptLayer":
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        shared = ("_declaration", "_plan", "_on_failure")  # immutable, or the user's own function
+        shared = ("_declaration", "_compiled", "_plan", "_on_failure")  # immutable, or the user's own function
         twin.__dict__.update(
             {k: v if k in shared else copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
         )
@@ -198,50 +293,19 @@ class OptLayer(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """The problem, the route, the engines."""
-        form = self._plan.form
-        problem = form.reference.build().problem
+        problem = self._compiled.problem
         lines = [
             f"variables: {_leaves(self.variables)}",
             f"parameters: {_leaves(self.inputs)}",
             f"minimize {problem.objective.expr}",
             *(f"subject to {constraint}" for constraint in problem.constraints),
-            f"route: smooth ({'quadratic' if form.quadratic else 'general'}), "
+            f"route: {self._compiled.route}, "
             f"engine: {', then '.join(dict.fromkeys(e.name for e in self._plan.engines))}",
         ]
         return "\n".join(lines)
 
 
-def _leave(
-    form: SmoothForm,
-    batch: Batch,
-    u: Tensor,
-    outcome: Outcome,
-    theta: tuple[Tensor, ...],
-    primal_only: bool,
-) -> Solution:
-    """From u to what the user asked for, failed rows NaN."""
-    x, lam, nu = (_keep(outcome.status, a, torch.nan) for a in form.recover(u, outcome.tau))
-
-    def parts(rows: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-        sizes = [torch.Size(shape).numel() for shape in shapes]
-        pieces = rows[:, : sum(sizes)].split(sizes, 1)
-        return tuple(batch.leave(piece, shape) for piece, shape in zip(pieces, shapes, strict=True))
-
-    value = x[:, 0] if primal_only else _value(form, form.split(u)[0], theta, outcome.status)
-    return Solution(
-        primal=parts(x, form.variable_shapes),
-        inequality_duals=() if primal_only else parts(lam, form.inequality_shapes),
-        equality_duals=() if primal_only else parts(nu, form.equality_shapes),
-        value=batch.leave(value, ()),
-        status=batch.place(outcome.status),
-        iterations=batch.place(outcome.iterations),
-        residuals=Residuals(*(batch.place(r) for r in outcome.residuals.unbind(1))),
-        flags=Flags(*(batch.place(f) for f in outcome.flags.unbind(1))),
-        root=None if primal_only else torch.cat(form.recover(outcome.u, outcome.tau), 1),
-    )
-
-
-def _start(form: SmoothForm, batch: Batch, previous: Solution | None) -> Point | None:
+def _start(form: KKTForm, batch: Batch, previous: Solution | None) -> Point | None:
     """A previous solution's root, if it is one of this problem and this batch."""
     if previous is None:
         return None
@@ -257,19 +321,13 @@ def _start(form: SmoothForm, batch: Batch, previous: Solution | None) -> Point |
     return Point(*form.split(root))
 
 
-def _value(form: SmoothForm, x: Tensor, theta: tuple[Tensor, ...], status: Tensor) -> Tensor:
-    if x.shape[0] == 0:
-        return x.sum(1)
-    return _keep(status, form.value(x, *theta), torch.nan)
-
-
 def _keep(status: Tensor, rows: Tensor, otherwise: float) -> Tensor:
     """Rows of solved samples; what `where` leaves out, its derivative leaves out too."""
     solved = (status == Status.SOLVED).reshape(-1, *[1] * (rows.ndim - 1))
     return torch.where(solved, rows, otherwise)
 
 
-def _empty(form: SmoothForm, theta: tuple[Tensor, ...]) -> tuple[Tensor, Outcome]:
+def _empty(form: KKTForm, theta: tuple[Tensor, ...]) -> tuple[Tensor, Outcome]:
     """No samples, no solve; still a function of θ, so that backward gives zeros."""
     nothing = Outcome.of_nothing(form, 0)
     return sum((t.sum() for t in theta), start=nothing.u), nothing
@@ -282,10 +340,8 @@ def _check_sequences(**arguments: Any) -> None:
 
 
 def _check_options(method: Any, on_failure: Any, nonunique: Any, smoothing: Any, tolerance: Any) -> None:
-    if method == "cone":
-        raise DeclarationError('method="cone" is not available in this version; use "auto" or "smooth"')
-    if method not in ("auto", "smooth"):
-        raise DeclarationError(f'method={method!r}, expected "auto" or "smooth"')
+    if method not in ("auto", "smooth", "cone"):
+        raise DeclarationError(f'method={method!r}, expected "auto", "smooth" or "cone"')
     if on_failure not in ("raise", "nan") and not callable(on_failure):
         raise DeclarationError(f'on_failure={on_failure!r}, expected "raise", "nan" or a callable')
     if nonunique not in ("warn", "raise", "ignore"):

@@ -1,20 +1,23 @@
-r"""The symmetric linear solve: the one derivative of the package written by hand.
+r"""Linear solves: the one derivative of the package written by hand.
 
-    K x = b,     K = Kᵀ,  first n rows primal, the others dual  (a KKT matrix)
+    M(d) x = b,     M a batched linear operator that depends on tensors d
 
-    tangent   ẋ = K⁻¹ (ḃ - K̇ x)
-    adjoint   b̄ = K⁻ᵀ x̄ = K⁻¹ x̄,    K̄ = -b̄ xᵀ
+    tangent   ẋ = M⁻¹ (ḃ - Ṁ x)
+    adjoint   b̄ = M⁻ᵀ x̄,    d̄ = -∂⟨b̄, M(d) x⟩/∂d
 
-Both rules are again solves with K, so they call the primitive itself: every order follows.
+Both rules are again solves with M or Mᵀ, so they call the primitive itself: every order follows. The
+operator is met through its products alone; how its inverse is found is its own affair.
 
-How it is solved. K is equilibrated (Ruiz 2001), shifted by ±δ so that it is quasidefinite
-and has an LDLᵀ factorization (Vanderbei 1995), and the answer is refined against the *unshifted*
-matrix. The residual of every solve is checked; samples whose K is singular, or nearly so, take K⁺b,
-the minimum-norm least-squares solution, from an eigendecomposition. LU is not used: batched LU on
+Here it is found from symmetric matrices K, first n rows primal, the others dual (a KKT matrix).
+K is equilibrated (Ruiz 2001), shifted by ±δ so that it is quasidefinite and has an LDLᵀ
+factorization (Vanderbei 1995), and the answer is refined against the *unshifted* matrix. The
+residual of every solve is checked; samples whose K is singular, or nearly so, take K⁺b, the
+minimum-norm least-squares solution, from an eigendecomposition. LU is not used: batched LU on
 several CPU threads returns garbage in some builds of torch 2.13 without raising.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float64
@@ -42,53 +45,108 @@ def matvec(M: Float64[Tensor, "*batch r c"], a: Float64[Tensor, "*batch c"]) -> 
     return (M @ a.unsqueeze(-1)).squeeze(-1)
 
 
-def linsolve(
-    K: Float64[Tensor, "*batch N N"], b: Float64[Tensor, "*batch N"], n: int
-) -> Float64[Tensor, "*batch N"]:
-    """x = K⁻¹ b for symmetric K with n primal rows first; differentiable in every mode.
+class System(Protocol):
+    """A batched linear operator M(d) that can be multiplied with and solved."""
 
-    Samples with non-finite entries give NaN, the others are unharmed. Singular samples give K⁺b.
+    def product(
+        self, x: Float64[Tensor, "B N"], *data: Tensor, transposed: bool
+    ) -> Float64[Tensor, "B N"]:
+        """M(d) x, or M(d)ᵀ x; differentiable in x and d."""
+        ...
+
+    def inverse(
+        self, b: Float64[Tensor, "B N"], *data: Tensor, transposed: bool
+    ) -> Float64[Tensor, "B N"]:
+        """M(d)⁻¹ b, or M(d)⁻ᵀ b; numbers."""
+        ...
+
+
+def linsolve(
+    system: System, b: Float64[Tensor, "B N"], *data: Tensor, transposed: bool = False
+) -> Float64[Tensor, "B N"]:
+    """x with M(d) x = b, or M(d)ᵀ x = b; differentiable in b and d in every mode.
+
+    Args:
+        system: The operator M.
+        b: The right-hand side.
+        data: d, tensors of any shape with leading B.
+        transposed: Solve with Mᵀ.
     """
-    x: Tensor = _LinearSolve.apply(K, b, n)
+    x: Tensor = _LinearSolve.apply(system, transposed, b, *data)
     return x
 
 
 class _LinearSolve(torch.autograd.Function):
     @staticmethod
-    def forward(K: Tensor, b: Tensor, n: int) -> Tensor:
-        return solve(K, b, n).x
+    def forward(system: System, transposed: bool, b: Tensor, *data: Tensor) -> Tensor:
+        with torch.no_grad():
+            return system.inverse(b, *data, transposed=transposed)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        K, _, ctx.n = inputs
-        ctx.save_for_backward(K, output)
-        ctx.save_for_forward(K, output)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.system, ctx.transposed, _, *data = inputs
+        ctx.save_for_backward(output, *data)
+        ctx.save_for_forward(output, *data)
 
     @staticmethod
-    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        K, x = ctx.saved_tensors
-        b_bar = linsolve(K, x_bar, ctx.n)
-        K_bar = -b_bar.unsqueeze(-1) * x.unsqueeze(-2) if ctx.needs_input_grad[0] else None
-        return K_bar, b_bar, None
+    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor | None, ...]:
+        x, *data = ctx.saved_tensors
+        b_bar = linsolve(ctx.system, x_bar, *data, transposed=not ctx.transposed)
+        if not any(ctx.needs_input_grad[3:]):
+            return None, None, b_bar, *(None for _ in data)
+        pull = torch.func.vjp(_product(ctx, x), *data)[1]
+        return None, None, b_bar, *pull(-b_bar)
 
     @staticmethod
-    def jvp(ctx: Any, K_dot: Tensor | None, b_dot: Tensor | None, _: None) -> Tensor:
-        K, x = ctx.saved_tensors
+    def jvp(ctx: Any, _system: None, _transposed: None, b_dot: Tensor | None, *data_dot: Any) -> Tensor:
+        x, *data = ctx.saved_tensors
         rhs = torch.zeros_like(x) if b_dot is None else b_dot
-        if K_dot is not None:
-            rhs = rhs - matvec(K_dot, x)
-        return linsolve(K, rhs, ctx.n)
+        if any(dot is not None for dot in data_dot):
+            rhs = rhs - push(_product(ctx, x), data, data_dot)
+        return linsolve(ctx.system, rhs, *data, transposed=ctx.transposed)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], K: Tensor, b: Tensor, n: int) -> Any:
-        size, (K_dim, b_dim, _) = info.batch_size, in_dims
-        K = K.movedim(K_dim, 0) if K_dim is not None else K.expand(size, *K.shape)
-        b = b.movedim(b_dim, 0) if b_dim is not None else b.expand(size, *b.shape)
-        return linsolve(K, b, n), 0
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], system: System, transposed: bool, b: Tensor, *data: Tensor
+    ) -> Any:
+        """Fold the new dimension into the batch."""
+        size = info.batch_size
+        front = [
+            t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip((b, *data), in_dims[2:], strict=True)
+        ]
+        b, *data = (t.reshape(size * t.shape[1], *t.shape[2:]) for t in front)  # type: ignore[assignment]
+        x = linsolve(system, b, *data, transposed=transposed)
+        return x.reshape(size, -1, x.shape[-1]), 0
+
+
+def _product(ctx: Any, x: Tensor) -> Callable[..., Tensor]:
+    """d -> M(d) x, or M(d)ᵀ x."""
+    return lambda *data: ctx.system.product(x, *data, transposed=ctx.transposed)
+
+
+def push(
+    function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> Tensor:
+    """∂function · tangents as the transpose of the transpose: custom rules may not use forward mode."""
+    moved = [dot is not None for dot in tangents]
+
+    def of_moved(*chosen: Tensor) -> Tensor:
+        replacement = iter(chosen)
+        return function(*(next(replacement) if m else p for p, m in zip(primals, moved, strict=True)))
+
+    value, pull = torch.func.vjp(of_moved, *(p for p, m in zip(primals, moved, strict=True) if m))
+    transpose = torch.func.vjp(pull, torch.zeros_like(value))[1]
+    (tangent,) = transpose(tuple(dot for dot in tangents if dot is not None))
+    return tangent
 
 
 def solve(K: Float64[Tensor, "*batch N N"], b: Float64[Tensor, "*batch N"], n: int) -> Solved:
-    """The numbers behind `linsolve`, with what is known about singular samples; no autograd."""
+    """x with K x = b for symmetric K, n primal rows first, and what is known of singular samples.
+
+    Samples with non-finite entries give NaN, the others are unharmed. Singular samples give K⁺b.
+    No autograd.
+    """
     batch = torch.broadcast_shapes(K.shape[:-2], b.shape[:-1])
     N = b.shape[-1]
     K, b = K.expand(*batch, N, N).reshape(-1, N, N), b.expand(*batch, N).reshape(-1, N)

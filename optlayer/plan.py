@@ -8,10 +8,11 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from optlayer.declare.admissible import Admissible
+from optlayer.declare.posed import Lift
 from optlayer.engines.proof import Proof
 from optlayer.engines.table import Engine
 from optlayer.forms import Point
-from optlayer.forms.smooth import SmoothForm
+from optlayer.forms.kkt import KKTForm
 from optlayer.solution import Status
 
 
@@ -19,9 +20,10 @@ from optlayer.solution import Status
 class Plan:
     """A compiled layer; immutable, shared by threads and copies."""
 
-    form: SmoothForm
+    form: KKTForm
+    lift: Lift  # the user's parameter values to those of the form
     engines: tuple[Engine, ...]
-    proof: Proof
+    proof: Proof | None  # None: by certificate
     admissible: tuple[Admissible, ...]
     tolerance: float
     raises: bool  # on_failure="raise": stop at the first batch with a failed sample
@@ -57,7 +59,7 @@ class Outcome(NamedTuple):
     flags: Bool[Tensor, "B 3"]  # in the order of `Flags`
 
     @staticmethod
-    def of_nothing(form: SmoothForm, size: int) -> "Outcome":
+    def of_nothing(form: KKTForm, size: int) -> "Outcome":
         """Before anything is found."""
         return Outcome(
             u=torch.zeros(size, form.size, dtype=torch.float64),

@@ -1,7 +1,6 @@
 r"""Polish: semismooth Newton on the normal map, batched, from whatever point an engine returned.
 
-    K (Δx, λ⁺ - λ, Δν) = -(∇f + Gᵀλ + Aᵀν,  Dg,  h)        D = DΠ(v)
-    v⁺ = τλ⁺ where active,  g + GΔx elsewhere
+    J (Δx, Δv, Δν) = -(∇f + Gᵀλ + Aᵀν,  g - v + Π(v),  h)
 
 It repairs wrong active sets and turns a solver's 1e-4 into rounding error in a few steps. The residual
 may rise before it falls, so the *best* iterate is kept, never one worse than the engine's.
@@ -23,10 +22,9 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from optlayer.certify import Scales, over, scales, stationarity
-from optlayer.cones import nonnegative
 from optlayer.forms import Local, Point
-from optlayer.forms.smooth import Instance, SmoothForm, kkt_matrix
-from optlayer.linsolve import matvec, solve
+from optlayer.forms.kkt import Instance, Step, reduce
+from optlayer.linsolve import matvec
 
 TARGET = 1e-14  # relative residual at which there is nothing left to gain
 PATIENCE = 4  # steps without progress
@@ -90,14 +88,14 @@ def restlessness(problem: Instance, point: Point) -> Float64[Tensor, " B"]:
     """How far one more Newton step would move x, relative to x; near 0 at an attained minimum."""
     at = problem.at(point)
     tau = scales(at, point, problem.unit).tau
-    dx, _, _ = _newton(problem.form, _begin(at, point, tau), at, tau)
+    dx, _, _ = _newton(_begin(at, point, tau), at, tau)
     return dx.abs().amax(1) / point.x.abs().amax(1)
 
 
 def _begin(at: Local, point: Point, tau: Tensor) -> _Iterate:
-    """v = τλ - s at a point, not judged yet."""
+    """v = τλ - s with s = Π_K(-g) at a point, not judged yet."""
     unknown = torch.full_like(point.x[:, 0], torch.inf)
-    return _Iterate(point.x, tau * point.lam + at.g.clamp_max(0.0), point.nu, unknown)
+    return _Iterate(point.x, tau * point.lam + at.g - at.dual.project(at.g), point.nu, unknown)
 
 
 def _step(
@@ -110,11 +108,11 @@ def _step(
     running: Tensor,
 ) -> tuple[_Iterate, Local, Scales]:
     """One Newton step for the running samples, halved until it stays in the domain."""
-    dx, v, nu = _newton(problem.form, now, at, tau)
+    dx, v, nu = _newton(now, at, tau)
     t = torch.where(running, 1.0, 0.0)
     for _ in range(HALVINGS):
         full = _where(running, _Iterate(domain.move(now.x, t[:, None] * dx), v, nu, now.merit), now)
-        point = _point(full, tau)
+        point = _point(problem, full, tau)
         new_at = problem.at(point)
         new_scale = scales(new_at, point, problem.unit).floored
         merit = torch.where(domain.holds(full.x), _merit(new_at, full, tau, new_scale), torch.inf)
@@ -124,24 +122,22 @@ def _step(
     return full._replace(merit=torch.where(running, merit, now.merit)), new_at, new_scale
 
 
-def _newton(form: SmoothForm, now: _Iterate, at: Local, tau: Tensor) -> tuple[Tensor, ...]:
+def _newton(now: _Iterate, at: Local, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Δx, v⁺, ν⁺."""
-    D = nonnegative.active(now.v)
-    lam = nonnegative.project(now.v) / tau
-    rhs = -torch.cat([stationarity(at, lam, now.nu), torch.where(D, at.g, 0.0), at.h], 1)
-    K = kkt_matrix(at.hessian, at.G, at.A, D)
-    step = solve(K, rhs, form.n).x
-    miss = matvec(K, step) - rhs
-    inconsistent = miss.abs().amax(1) > CONSISTENT * rhs.abs().amax(1)
+    projected = at.dual.project(now.v)
+    residual = (-stationarity(at, projected / tau, now.nu), now.v - projected - at.g, -at.h)
+    reduced = reduce(at, at.dual.spectrum(now.v), tau)
+    step = reduced.solve(*residual)
+    inconsistent = step.miss > CONSISTENT
     if inconsistent.any():
-        proximal = solve(K + _proximal(form, at, D, now.merit), rhs, form.n).x
-        step = torch.where(inconsistent[:, None], proximal, step)
-    dx, dlam, dnu = form.split(step)
-    return dx, torch.where(D, tau * (lam + dlam), at.g + matvec(at.G, dx)), now.nu + dnu
+        proximal = reduced.solve(*residual, shift=_proximal(at, reduced.spectrum.d, now.merit))
+        pick = inconsistent[:, None]
+        step = Step(*(torch.where(pick, p, s) for p, s in zip(proximal[:3], step[:3], strict=True)), step.miss)
+    return step.x, now.v + step.v, now.nu + step.nu
 
 
-def _proximal(form: SmoothForm, at: Local, D: Tensor, merit: Tensor) -> Float64[Tensor, "B N N"]:
-    """diag(δ, -δD, -δ), in the units of H and GH⁻¹Gᵀ, with δ the residual: a proximal point step.
+def _proximal(at: Local, d: Tensor, merit: Tensor) -> Float64[Tensor, "B N"]:
+    """(δ, -δd, -δ), in the units of H and GH⁻¹Gᵀ, with δ the residual: a proximal point step.
 
     Where too many constraints are held active K is singular and the step would be a compromise
     that moves nothing; this one lets go of the constraints that fight each other.
@@ -149,8 +145,7 @@ def _proximal(form: SmoothForm, at: Local, D: Tensor, merit: Tensor) -> Float64[
     delta = merit.clamp(1e-12, 1e-2)[:, None]
     primal = delta * _size(at.hessian)
     dual = delta * _size(torch.cat([at.G, at.A], 1)) ** 2 / _size(at.hessian)
-    rows = [primal.expand(-1, form.n), -dual * D, -dual.expand(-1, form.p)]
-    return torch.diag_embed(torch.cat(rows, 1))
+    return torch.cat([primal.expand_as(at.gradient), -dual * d, -dual.expand_as(at.h)], 1)
 
 
 def _size(blocks: Float64[Tensor, "B r c"]) -> Float64[Tensor, "B 1"]:
@@ -163,11 +158,10 @@ def _size(blocks: Float64[Tensor, "B r c"]) -> Float64[Tensor, "B 1"]:
 
 def _merit(at: Local, now: _Iterate, tau: Tensor, scale: Scales) -> Tensor:
     """The worst row of F(u), relative; where g is curved an inactive v is simply read off g."""
-    lam = nonnegative.project(now.v) / tau
-    normal = at.g - now.v + nonnegative.project(now.v)
+    projected = at.dual.project(now.v)
     rows = [
-        (stationarity(at, lam, now.nu), scale.stationarity),
-        (normal, scale.inequality),
+        (stationarity(at, projected / tau, now.nu), scale.stationarity),
+        (at.g - now.v + projected, scale.inequality),
         (at.h, scale.equality),
     ]
     worst = torch.cat([over(r, s).abs() for r, s in rows], 1).amax(1)
@@ -176,28 +170,44 @@ def _merit(at: Local, now: _Iterate, tau: Tensor, scale: Scales) -> Tensor:
 
 def _settle(problem: Instance, best: _Iterate, tau: Tensor) -> Polished:
     """Put x on its active bounds, read λ, form v anew in the final scale, snap ties to the kink."""
-    point = _point(best, tau)
+    point = _point(problem, best, tau)
     point = point._replace(x=_on_bounds(problem.at(point), point))
     at = problem.at(point)
     scale = scales(at, point, problem.unit)
     tau = scale.tau
-    negligible = torch.maximum(KINK * scale.multiplier, scale.rounding)
-    tie = (point.lam <= negligible) & (at.g.abs() <= KINK * scale.slack)
-    v = torch.where(point.lam > 0, tau * point.lam, at.g.clamp_max(0.0))
-    v = torch.where(tie, 0.0, v)
-    point = point._replace(lam=nonnegative.project(v) / tau)
-    return Polished(point, torch.cat([point.x, v, point.nu], 1), tau, tie.any(1))
+    v, kink = at.dual.snap(_settled(at, point, tau), _negligible(at, point, scale))
+    point = point._replace(lam=at.dual.project(v) / tau)
+    return Polished(point, torch.cat([point.x, v, point.nu], 1), tau, kink.any(1))
+
+
+def _settled(at: Local, point: Point, tau: Tensor) -> Float64[Tensor, "B m"]:
+    """v = τλ - s; an inequality has one of the two, not both with rounding."""
+    alone = _alone(at)
+    slack = torch.where(alone & (point.lam > 0), 0.0, at.g - torch.where(alone, at.dual.project(at.g), 0.0))
+    return tau * point.lam + slack
+
+
+def _negligible(at: Local, point: Point, scale: Scales) -> Float64[Tensor, "B m"]:
+    """The size of v below which it is a tie; an inequality must have λ and g small, each in its unit."""
+    tie = KINK * scale.slack
+    lam = scale.tau * torch.maximum(KINK * scale.multiplier, scale.rounding)
+    return torch.where(_alone(at) & (point.lam > 0), torch.where(at.g.abs() <= tie, lam, 0.0), tie)
+
+
+def _alone(at: Local) -> Bool[Tensor, " m"]:
+    """Rows that are a cone by themselves: inequalities."""
+    return torch.bincount(at.dual.block)[at.dual.block] == 1
 
 
 def _on_bounds(at: Local, point: Point) -> Float64[Tensor, "B n"]:
     """x with rounding removed where an active inequality holds one coordinate: 0, not 1e-27."""
-    bound = ((at.G != 0).sum(2) == 1) & (point.lam > 0)
+    bound = _alone(at) & ((at.G != 0).sum(2) == 1) & (point.lam > 0)
     correction = torch.where(bound, at.g / (at.G**2).sum(2), 0.0)
     return point.x - matvec(at.G.mT, correction)
 
 
-def _point(now: _Iterate, tau: Tensor) -> Point:
-    return Point(now.x, nonnegative.project(now.v) / tau, now.nu)
+def _point(problem: Instance, now: _Iterate, tau: Tensor) -> Point:
+    return Point(now.x, problem.form.dual.project(now.v) / tau, now.nu)
 
 
 def _where(choose: Tensor, a: _Iterate, b: _Iterate) -> _Iterate:

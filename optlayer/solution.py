@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
+
+from optlayer.errors import InputError
 
 
 class Status(IntEnum):
@@ -79,4 +82,25 @@ class Solution:
     iterations: Int64[Tensor, "*batch"]
     residuals: Residuals
     flags: Flags
+    duals: dict[int, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)  # by constraint.id
     root: Float64[Tensor, "B N"] | None = field(default=None, repr=False)  # (x, λ, ν), for warm_start
+
+    def dual(self, constraint: Any) -> Tensor | tuple[Tensor, ...]:
+        """The multiplier of a constraint of the problem, in cvxpy's sign and shape.
+
+        Args:
+            constraint: A constraint of the cp.Problem the layer was made from.
+
+        Returns:
+            (*batch, *shape); a tuple of them where cvxpy has several dual variables, as for a
+            second-order or an exponential cone.
+
+        Raises:
+            InputError: for a constraint that is not one of the problem's.
+        """
+        parts = self.duals.get(getattr(constraint, "id", None))  # type: ignore[arg-type]
+        if parts is None:
+            raise InputError(
+                f"{constraint} is not a constraint of this layer's problem; pass one of problem.constraints"
+            )
+        return parts[0] if len(parts) == 1 else parts

@@ -21,7 +21,7 @@ from optlayer import certify, failures
 from optlayer.engines import Answer
 from optlayer.engines.ask import ask
 from optlayer.forms import Point
-from optlayer.forms.smooth import Instance, kkt_matrix
+from optlayer.forms.kkt import Instance, KKTForm, reduce
 from optlayer.linsolve import solve as solve_linear
 from optlayer.modes import without_saved_tensor_hooks
 from optlayer.plan import Call, Outcome, Plan
@@ -76,6 +76,7 @@ class _Attempt(NamedTuple):
     iterations: Tensor
     claims: dict[int, Status]
     words: dict[int, str]
+    rays: dict[int, Point]
 
 
 def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
@@ -83,7 +84,7 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     failed = failures.inadmissible(plan, call, theta)
     if failed and plan.raises:
         raise explain(failed, size, call.batch)
-    theta = tuple(a.read(t) for a, t in zip(plan.admissible, theta, strict=True))
+    theta = plan.lift(tuple(a.read(t) for a, t in zip(plan.admissible, theta, strict=True)))
     problem = Instance(plan.form, theta, size)
     outcome = Outcome.of_nothing(plan.form, size)
     pending = torch.ones(size, dtype=torch.bool)
@@ -136,11 +137,21 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     x[index], y[index] = torch.from_numpy(answer.x), torch.from_numpy(answer.y)
     iterations[index] = torch.from_numpy(answer.iterations)
     lam, nu = y.split([form.m, form.p], 1)
-    polished = polish(problem, Point(x, lam.clamp_min(0.0), nu))
+    polished = polish(problem, Point(x, form.dual.project(lam), nu))
     residuals = _certificate(problem, polished, tolerance)
     named = index.tolist()
     claims = dict(zip(named, answer.claims, strict=True))
-    return _Attempt(polished, residuals, iterations, claims, dict(zip(named, answer.words, strict=True)))
+    words, rays = dict(zip(named, answer.words, strict=True)), _rays(form, answer, named)
+    return _Attempt(polished, residuals, iterations, claims, words, rays)
+
+
+def _rays(form: KKTForm, answer: Answer, named: list[int]) -> dict[int, Point]:
+    """The directions that come with claims."""
+    if answer.rays is None:
+        return {}
+    x, y = (torch.from_numpy(part) for part in answer.rays)
+    lam, nu = y.split([form.m, form.p], 1)
+    return {i: Point(*(part[k : k + 1] for part in (x, lam, nu))) for k, i in enumerate(named)}
 
 
 def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float64[Tensor, "B 4"]:
@@ -175,7 +186,8 @@ def _explain_claims(
     for i in failures.samples(pending):
         claim = attempt.claims[i]
         if claim in (Status.INFEASIBLE, Status.UNBOUNDED):
-            failure = failures.proven(plan, problem.rows(torch.tensor([i])), claim, attempt.words[i])
+            sample, ray = problem.rows(torch.tensor([i])), attempt.rays.get(i)
+            failure = failures.proven(plan, sample, claim, attempt.words[i], ray)
             if failure is not None:
                 failed[i], pending[i] = failure, False
 
@@ -188,7 +200,7 @@ def _explain_rest(
         sample, words, claim = problem.rows(torch.tensor([i])), attempt.words[i], attempt.claims[i]
         failure = None
         if claim not in (Status.INFEASIBLE, Status.UNBOUNDED):
-            failure = failures.proven(plan, sample, claim, words)
+            failure = failures.proven(plan, sample, claim, words, None)
         if failure is None:
             point = Point(*(part[i : i + 1] for part in attempt.polished.point))
             failure = failures.unexplained(plan, sample, point, attempt.residuals[i], claim, words)
@@ -224,7 +236,7 @@ def _singular(problem: Instance, outcome: Outcome) -> tuple[Tensor, Tensor]:
     form = problem.form
     at = problem.at(form.recover(outcome.u, outcome.tau))
     _, v, _ = form.split(outcome.u)
-    K = kkt_matrix(at.hessian, at.G, at.A, v > 0)
+    K = reduce(at, form.dual.spectrum(v), outcome.tau).K
     _, singular, free = solve_linear(K, torch.zeros_like(outcome.u), form.n)
     return singular, free
 

@@ -6,8 +6,9 @@ import torch
 
 from optlayer import certify
 from optlayer.declare.declaration import Declaration
+from optlayer.declare.routes import compile_declaration
 from optlayer.forms import Point
-from optlayer.forms.smooth import Instance
+from optlayer.forms.kkt import Instance
 from optlayer.polish import polish
 
 DOUBLE = torch.float64
@@ -19,7 +20,7 @@ def instance(n, objective, inequalities=(), equalities=(), theta=(), shapes=((3,
         (cp.Variable(n),), parameters, objective, tuple(inequalities), tuple(equalities)
     )
     theta = tuple(torch.as_tensor(t, dtype=DOUBLE)[None] for t in theta)
-    return Instance(declaration.compile(), theta, 1)
+    return Instance(compile_declaration(declaration, "auto").form, theta, 1)
 
 
 def simplex_projection(x, scale=1.0) -> Instance:

@@ -116,7 +116,7 @@ def test_a_feasible_box_of_any_size_is_solved(scale):
 def test_falling_points_that_do_not_run_away_prove_nothing():
     """Three feasible points with falling values are any solver's three guesses."""
     from optlayer import failures
-    from optlayer.forms.smooth import Instance
+    from optlayer.forms.kkt import Instance
 
     layer = sparsemax(2)
 

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacfwd, jacrev, vmap
 
-from optlayer.linsolve import linsolve, solve
+from optlayer.linsolve import linsolve, matvec, solve
 
 DOUBLE = torch.float64
 
@@ -21,14 +21,26 @@ def kkt(n: int, p: int, batch: int = 1, seed: int = 0) -> tuple[torch.Tensor, to
     return torch.cat([top, bottom], 1), torch.randn(batch, n + p, generator=generator, dtype=DOUBLE)
 
 
+class Symmetric:
+    """M(K) = K, with 3 primal rows."""
+
+    def product(self, x, K, transposed):
+        return matvec(K.mT if transposed else K, x)
+
+    def inverse(self, b, K, transposed):
+        del transposed
+        return solve(K, b, 3).x
+
+
 def symmetric_solve(K: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return linsolve(0.5 * (K + K.mT), b, 3)
+    batched = linsolve(Symmetric(), b.reshape(-1, b.shape[-1]), 0.5 * (K + K.mT).reshape(-1, *K.shape[-2:]))
+    return batched.reshape(b.shape)
 
 
 @pytest.mark.parametrize(("n", "p"), [(1, 0), (3, 2), (20, 7), (120, 60)])
 def test_it_solves(n, p):
     K, b = kkt(n, p, batch=5)
-    x = linsolve(K, b, n)
+    x = solve(K, b, n).x
     assert torch.allclose((K @ x[..., None])[..., 0], b, rtol=1e-12, atol=1e-12)
 
 
@@ -36,8 +48,8 @@ def test_it_solves(n, p):
 def test_badly_scaled_rows(scale):
     K, b = kkt(6, 3)
     s = torch.logspace(-6, 6, 9, dtype=DOUBLE)
-    x = linsolve(scale * s[:, None] * K * s, scale * s * b, 6)
-    assert torch.allclose(x, linsolve(K, b, 6) / s, rtol=1e-9)
+    x = solve(scale * s[:, None] * K * s, scale * s * b, 6).x
+    assert torch.allclose(x, solve(K, b, 6).x / s, rtol=1e-9)
 
 
 def test_first_and_second_derivatives_in_both_modes():
@@ -64,11 +76,11 @@ def test_torch_func_nestings_agree_with_the_inverse():
 
 def test_vmap_over_either_argument():
     K, b = kkt(3, 2, batch=4)
-    expected = linsolve(K, b, 3)
-    assert torch.equal(vmap(lambda K, b: linsolve(K, b, 3))(K, b), expected)
-    over_b = vmap(lambda b: linsolve(K[0], b, 3))(b)
+    expected = symmetric_solve(K, b)
+    assert torch.equal(vmap(symmetric_solve)(K, b), expected)
+    over_b = vmap(lambda b: symmetric_solve(K[0], b))(b)
     assert torch.allclose((K[0] @ over_b[..., None])[..., 0], b, atol=1e-11)
-    over_K = vmap(lambda K: linsolve(K, b[0], 3), in_dims=2)(K.movedim(0, 2))
+    over_K = vmap(lambda K: symmetric_solve(K, b[0]), in_dims=2)(K.movedim(0, 2))
     assert torch.allclose((K @ over_K[..., None])[..., 0], b[:1].expand_as(b), atol=1e-11)
 
 
@@ -77,7 +89,7 @@ def test_redundant_rows_with_a_consistent_right_hand_side():
     K, b = kkt(4, 1)
     twice = torch.tensor([0, 1, 2, 3, 4, 4])
     K, b = K[:, twice][:, :, twice], b[:, twice]
-    x = linsolve(K, b, 4)
+    x = solve(K, b, 4).x
     assert ((K @ x[..., None])[..., 0] - b).abs().max() < 1e-12
 
 
@@ -100,9 +112,9 @@ def test_minimum_norm_is_of_the_unscaled_matrix_and_symmetric():
 
 def test_a_sample_that_is_not_finite_harms_no_other():
     K, b = kkt(3, 2, batch=3)
-    alone = linsolve(K, b, 3)
+    alone = solve(K, b, 3).x
     K[1, 0, 0] = torch.nan
-    x = linsolve(K, b, 3)
+    x = solve(K, b, 3).x
     assert x[1].isnan().all()
     assert torch.equal(x[[0, 2]], alone[[0, 2]])
 
@@ -113,7 +125,7 @@ def test_it_does_not_depend_on_threads():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        x = linsolve(K, b, 150)
+        x = solve(K, b, 150).x
     finally:
         torch.set_num_threads(threads)
     assert ((K @ x[..., None])[..., 0] - b).abs().max() < 1e-10

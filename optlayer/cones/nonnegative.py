@@ -1,8 +1,12 @@
 """The nonnegative orthant, {v : v >= 0}: self-dual, Π(v) = max(v, 0)."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
+
+from optlayer.cones import ConvexCone
 
 
 def project(v: Float64[Tensor, "*batch m"]) -> Float64[Tensor, "*batch m"]:
@@ -16,3 +20,33 @@ def project(v: Float64[Tensor, "*batch m"]) -> Float64[Tensor, "*batch m"]:
 def active(v: Float64[Tensor, "*batch m"]) -> Bool[Tensor, "*batch m"]:
     """The diagonal of DΠ(v), which is 0 or 1."""
     return v > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Nonnegative(ConvexCone):
+    """ℝ₊^dim."""
+
+    dim: int
+
+    @property
+    def dual(self) -> "Nonnegative":
+        return self
+
+    @property
+    def atoms(self) -> tuple[ConvexCone, ...]:
+        return (Nonnegative(1),) * self.dim
+
+    def project(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
+        return project(v)
+
+    def jvp(self, v: Tensor, dv: Tensor) -> Float64[Tensor, "*batch dim"]:
+        return torch.where(active(v), dv, 0.0)
+
+    def eigen(self, v: Float64[Tensor, "*batch dim"]) -> tuple[Tensor, None]:
+        v = v.detach()
+        return active(v).to(v.dtype), None
+
+    def snap(self, v: Tensor, tolerance: Tensor) -> tuple[Tensor, Bool[Tensor, "*batch"]]:
+        v = v.detach()
+        tie = v.abs() <= tolerance.unsqueeze(-1)
+        return torch.where(tie, 0.0, v), tie.any(-1)

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import cvxpy as cp
+import numpy as np
 import torch
 from torch import Tensor
 
 from optlayer.declare.callables import UserCallable
+from optlayer.declare.points import domain_points
 from optlayer.errors import DeclarationError
 
+POINTS = 3
 TOLERANCE = 1e-6  # largest relative disagreement of values and of derivatives
 
 
@@ -71,6 +74,32 @@ def check_branch(
         for mine, theirs, argument in pairs:
             what = f"the two branches of {name} disagree in the derivative with respect to {argument!r}"
             _compare(what, mine, theirs)
+
+
+def check_values(name: str, function: UserCallable, expression: cp.Expression, leaves: Sequence[Any]) -> None:
+    """The torch branch, if there is one, has the values of the cvxpy expression at three points.
+
+    For what is not smooth: there is no translation to compare derivatives with.
+
+    Args:
+        name: What to call the callable in an error.
+        function: The user's callable.
+        expression: What it gives in cvxpy.
+        leaves: Private ones, whose values are overwritten, in the order of the arguments.
+
+    Raises:
+        DeclarationError: naming the callable and the amount.
+    """
+    for point in domain_points(leaves, lambda point: True, POINTS):
+        branch = torch_branch(function, point)
+        if branch is None:
+            return
+        _refuse_closed_over(name, branch, point)
+        for leaf, value in zip(leaves, point, strict=True):
+            leaf.save_value(value.numpy())
+        expected = torch.as_tensor(np.asarray(expression.value, dtype=float))
+        if expected.isfinite().all():
+            _compare(f"the two branches of {name} disagree in their values", branch(*point), expected)
 
 
 def _refuse_closed_over(name: str, branch: Callable[..., Tensor], point: Sequence[Tensor]) -> None:

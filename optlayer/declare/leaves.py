@@ -7,9 +7,11 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
+from optlayer.declare.refusals import NotSmooth
 from optlayer.errors import DeclarationError
 
-REFUSED = ("boolean", "integer", "complex", "imag", "hermitian", "PSD", "NSD", "sparsity")
+REFUSED = ("boolean", "integer", "complex", "imag", "hermitian")
+UNSMOOTH = ("PSD", "NSD", "sparsity")  # what only the cone route can honour
 SIGNS = {"nonneg": -1.0, "pos": -1.0, "nonpos": 1.0, "neg": 1.0}  # sign * z <= 0
 
 Constraint = tuple[str, Callable[[cp.Variable], cp.Expression]]  # its name, and the expression
@@ -27,21 +29,29 @@ def check(leaves: Sequence[Any], kind: type[Any], word: str) -> None:
 
 
 def check_attributes(leaf: Any, refused: Sequence[str], word: str) -> None:
-    """Refuse by name what the smooth route cannot honour."""
+    """Refuse attributes by name."""
     for attribute in refused:
         if _present(leaf.attributes.get(attribute)):
             raise DeclarationError(
-                f"{word} {leaf.name()!r} is declared {attribute}={leaf.attributes[attribute]!r}, which the "
-                f"smooth route cannot honour{_way_out(attribute)}"
+                f"{word} {leaf.name()!r} is declared {attribute}={leaf.attributes[attribute]!r}: "
+                "the argmin of an integer or complex problem has no derivative here"
+            )
+
+
+def check_smooth(variable: cp.Variable) -> None:
+    """Refuse what only the cone route can honour."""
+    for attribute in UNSMOOTH:
+        if _present(variable.attributes.get(attribute)):
+            raise NotSmooth(
+                f"variable {variable.name()!r} is declared {attribute}={variable.attributes[attribute]!r}, "
+                f"which the smooth route cannot honour{_way_out(attribute)}"
             )
 
 
 def _way_out(attribute: str) -> str:
     if attribute in ("PSD", "NSD"):
         return "; where log_det or tr_inv keeps the matrix definite, declare symmetric=True instead"
-    if attribute == "sparsity":
-        return "; declare a vector of the entries, and place them with cp.multiply or indexing"
-    return ": the argmin of an integer or complex problem has no derivative here"
+    return "; declare a vector of the entries, and place them with cp.multiply or indexing"
 
 
 def private_copy(leaf: Any, keep: bool = True) -> Any:

@@ -11,15 +11,7 @@ _CURVATURE = "is not convex"
 _EIGENVALUES = "is not smooth where eigenvalues or singular values meet"
 
 
-def _epigraph(*rows: str) -> str:
-    """A variable t in the place of the atom."""
-    return f"rewrite it with an epigraph variable t and the inequalities {' and '.join(rows)}"
-
-
-_ABOVE = _epigraph("u - t for each entry u")
-_BELOW = _epigraph("t - u for each entry u")
-_BOTH = _epigraph("u - t", "-u - t")
-_NO_CONES = "rewrite it with smooth atoms, this version solves smooth problems only"
+_CONE = 'the cone route takes it: leave method="auto", or pass "cone"'
 _QUASI = "minimize it by bisection over convex problems"
 _LOG = "take logarithms by hand"
 _TRANSCENDENTAL = "write the problem with convex atoms of cvxpy"
@@ -27,24 +19,24 @@ _INTEGER = "layers have no integer or boolean variables"
 
 # class name -> (what is wrong, the way out)
 REFUSED: dict[str, tuple[str, str]] = {
-    "abs": (_SMOOTH, _BOTH),
-    "norm1": (_SMOOTH, _epigraph("u - t", "-u - t") + "; the norm is sum(t)"),
-    "norm_inf": (_SMOOTH, _BOTH),
-    "max": (_SMOOTH, _ABOVE),
-    "maximum": (_SMOOTH, _ABOVE),
-    "cummax": (_SMOOTH, _ABOVE),
-    "min": (_SMOOTH, _BELOW),
-    "minimum": (_SMOOTH, _BELOW),
-    "sum_largest": (_SMOOTH, _NO_CONES),
-    "dotsort": (_SMOOTH, _NO_CONES),
-    "SuppFuncAtom": (_SMOOTH, _NO_CONES),
-    "perspective": ("has a border that depends on the function inside", _NO_CONES),
-    "lambda_max": (_EIGENVALUES, _NO_CONES),
-    "lambda_sum_largest": (_EIGENVALUES, _NO_CONES),
-    "sigma_max": (_EIGENVALUES, _NO_CONES),
-    "normNuc": (_EIGENVALUES, _NO_CONES),
-    "von_neumann_entr": (_EIGENVALUES, _NO_CONES),
-    "quantum_rel_entr": (_EIGENVALUES, _NO_CONES),
+    "abs": (_SMOOTH, _CONE),
+    "norm1": (_SMOOTH, _CONE),
+    "norm_inf": (_SMOOTH, _CONE),
+    "max": (_SMOOTH, _CONE),
+    "maximum": (_SMOOTH, _CONE),
+    "cummax": (_SMOOTH, _CONE),
+    "min": (_SMOOTH, _CONE),
+    "minimum": (_SMOOTH, _CONE),
+    "sum_largest": (_SMOOTH, _CONE),
+    "dotsort": (_SMOOTH, _CONE),
+    "SuppFuncAtom": (_SMOOTH, _CONE),
+    "perspective": ("has a border that depends on the function inside", _CONE),
+    "lambda_max": (_EIGENVALUES, _CONE),
+    "lambda_sum_largest": (_EIGENVALUES, _CONE),
+    "sigma_max": (_EIGENVALUES, _CONE),
+    "normNuc": (_EIGENVALUES, _CONE),
+    "von_neumann_entr": (_EIGENVALUES, _CONE),
+    "quantum_rel_entr": (_EIGENVALUES, _CONE),
     "gen_lambda_max": (_CURVATURE, _QUASI),
     "condition_number": (_CURVATURE, _QUASI),
     "dist_ratio": (_CURVATURE, _QUASI),
@@ -80,14 +72,18 @@ _APEX = (
 )
 
 
-def refused(atom: cp.Expression) -> DeclarationError:
+class NotSmooth(DeclarationError):
+    """What the smooth route cannot take; the cone route may."""
+
+
+def refused(atom: cp.Expression) -> NotSmooth:
     """For an atom without a rule."""
-    return _error(atom, *REFUSED.get(type(atom).__name__, _UNKNOWN))
+    return NotSmooth(_explained(atom, *REFUSED.get(type(atom).__name__, _UNKNOWN)))
 
 
-def refused_apex(atom: cp.Expression) -> DeclarationError:
+def refused_apex(atom: cp.Expression) -> NotSmooth:
     """For a norm whose argument may reach 0."""
-    return _error(atom, *_APEX)
+    return NotSmooth(_explained(atom, *_APEX))
 
 
 def undeclared(leaf: cp.Variable | cp.Parameter) -> DeclarationError:
@@ -100,7 +96,9 @@ def undeclared(leaf: cp.Variable | cp.Parameter) -> DeclarationError:
 
 def complex_valued(leaf: cp.Expression) -> DeclarationError:
     """For a complex constant, variable or parameter."""
-    return _error(leaf, "is complex", "write the real and the imaginary part separately")
+    return DeclarationError(
+        _explained(leaf, "is complex", "write the real and the imaginary part separately")
+    )
 
 
 def shortened(expression: cp.Expression) -> str:
@@ -108,8 +106,8 @@ def shortened(expression: cp.Expression) -> str:
     return textwrap.shorten(str(expression), 80, placeholder=" ...")
 
 
-def _error(expression: cp.Expression, fault: str, way_out: str) -> DeclarationError:
+def _explained(expression: cp.Expression, fault: str, way_out: str) -> str:
     name = type(expression).__name__
     if isinstance(expression, cp.atoms.atom.Atom) and not expression.variables():
         way_out = "it sees parameters only: compute it in torch and pass the result as a parameter"
-    return DeclarationError(f"{shortened(expression)}: {name} {fault}; {way_out}")
+    return f"{shortened(expression)}: {name} {fault}; {way_out}"

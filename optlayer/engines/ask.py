@@ -1,45 +1,43 @@
 """One way to ask any engine, in the form's own terms."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from optlayer.cones import Cone
 from optlayer.engines import Answer, Array, ConeProgram
-from optlayer.engines.clarabel import Clarabel
+from optlayer.engines.cvxpy import Cvxpy
 from optlayer.engines.table import Engine
-from optlayer.forms.smooth import Instance
+from optlayer.forms.kkt import Instance
 
 
 def ask(engine: Engine, problem: Instance, rows: Tensor) -> Answer:
     """An engine's answer for some samples, y = (λ, ν)."""
-    if not isinstance(engine, Clarabel):
-        theta = tuple(t[rows].numpy() for t in problem.theta)
-        return engine.solve_problem(theta)
+    if isinstance(engine, Cvxpy):
+        return engine.solve_problem(tuple(t[rows].numpy() for t in problem.theta), len(rows))
     answer = engine.solve_matrices(cone_program(problem, rows))
-    nu, lam = np.split(answer.y, [problem.form.p], axis=1)
-    return Answer(answer.x, np.hstack([lam, nu]), answer.claims, answer.words, answer.iterations)
+    rays = answer.rays and (answer.rays[0], _turned(answer.rays[1], problem.form.p))
+    return replace(answer, y=_turned(answer.y, problem.form.p), rays=rays)
+
+
+def _turned(y: Array, p: int) -> Array:
+    """(ν, λ) -> (λ, ν)."""
+    return np.roll(y, -p, axis=1)
 
 
 def cone_program(problem: Instance, rows: Tensor) -> ConeProgram:
-    """[A; G] x + s = -[h₀; g₀] with s = 0 for the equalities, s >= 0 for the inequalities."""
-    form, constants = problem.form, problem.form.constants
-    q, P, g0, G, h0, A = (block[rows].numpy() for block in problem.origin)
-    patterns = [_pattern(constants.A, form.p, form.n), _pattern(constants.G, form.m, form.n)]
+    """[A; G] x + s = -[h₀; g₀] with s = 0 for the equalities, s ∈ K for the others."""
+    form, origin = problem.form, problem.origin
+    q, P, g0, G, h0, A = (block[rows].numpy() for block in origin[:6])
+    P_pattern, A_pattern = form.patterns
     return ConeProgram(
         P=P,
         q=q,
         A=np.concatenate([A, G], axis=1),
         b=-np.concatenate([h0, g0], axis=1),
-        K=Cone(zero=form.p, nonnegative=form.m),
-        P_pattern=_pattern(constants.P, form.n, form.n),
-        A_pattern=np.vstack(patterns),
+        zero=form.p,
+        K=form.dual.dual,
+        P_pattern=P_pattern,
+        A_pattern=A_pattern,
     )
-
-
-def _pattern(constant: Tensor | None, rows: int, columns: int) -> Array:
-    """Where a block may be nonzero, whatever the parameters are."""
-    if constant is None:
-        return np.ones((rows, columns), dtype=bool)
-    pattern: Array = torch.ne(constant, 0.0).numpy()
-    return pattern

@@ -7,6 +7,12 @@ import clarabel
 import numpy as np
 from scipy import sparse
 
+from optlayer.cones import ConvexCone
+from optlayer.cones.exponential import Exponential
+from optlayer.cones.nonnegative import Nonnegative
+from optlayer.cones.power import GeneralizedPower, Power
+from optlayer.cones.second_order import SecondOrder
+from optlayer.cones.semidefinite import Semidefinite
 from optlayer.engines import Answer, Array, ConeProgram
 from optlayer.errors import DeclarationError
 from optlayer.solution import Status
@@ -53,20 +59,37 @@ class Clarabel:
             return self._solve(program)
         scaled, unit_x, unit_y = program.rescaled()
         answer = self._solve(scaled)
-        return replace(answer, x=answer.x * unit_x, y=answer.y * unit_y)
+        assert answer.rays is not None
+        rays = answer.rays[0] * unit_x, answer.rays[1] * unit_y
+        return replace(answer, x=answer.x * unit_x, y=answer.y * unit_y, rays=rays)
 
     def _solve(self, program: ConeProgram) -> Answer:
         P, A = _Csc(np.triu(program.P_pattern), program.P), _Csc(program.A_pattern, program.A)
-        cones = [
-            clarabel.ZeroConeT(program.K.zero),
-            clarabel.NonnegativeConeT(program.K.nonnegative),
-        ]
+        cones = [clarabel.ZeroConeT(program.zero), *(_cone(cone) for cone in program.K.cones)]
         settings = self._settings()
         solutions = [
             _solve_one(P.at(i), q, A.at(i), b, cones, settings)
             for i, (q, b) in enumerate(zip(program.q, program.b, strict=True))
         ]
         return _collect(solutions, program)
+
+
+def _cone(cone: ConvexCone) -> Any:
+    """Clarabel's name for a cone; its orderings are the house's own."""
+    match cone:
+        case Nonnegative(dim):
+            return clarabel.NonnegativeConeT(dim)
+        case SecondOrder(dim):
+            return clarabel.SecondOrderConeT(dim)
+        case Semidefinite(n):
+            return clarabel.PSDTriangleConeT(n)
+        case Exponential():
+            return clarabel.ExponentialConeT()
+        case Power(alpha):
+            return clarabel.PowerConeT(alpha)
+        case GeneralizedPower(alphas, k):
+            return clarabel.GenPowerConeT(list(alphas), k)
+    raise TypeError(f"CLARABEL has no cone {cone!r}")
 
 
 class _Csc:
@@ -94,6 +117,7 @@ def _solve_one(P: Any, q: Array, A: Any, b: Array, cones: Any, settings: Any) ->
 
 def _collect(solutions: list[Any], program: ConeProgram) -> Answer:
     x, y = np.full_like(program.q, np.nan), np.full_like(program.b, np.nan)
+    rays = np.full_like(x, np.nan), np.full_like(y, np.nan)
     iterations = np.zeros(len(solutions), dtype=np.int64)
     claims, words = [], []
     for i, solution in enumerate(solutions):
@@ -107,4 +131,6 @@ def _collect(solutions: list[Any], program: ConeProgram) -> Answer:
         iterations[i] = solution.iterations
         if claims[-1] in (Status.SOLVED, Status.INACCURATE, Status.FAILED):
             x[i], y[i] = solution.x, solution.z
-    return Answer(x, y, tuple(claims), tuple(words), iterations)
+        else:
+            rays[0][i], rays[1][i] = solution.x, solution.z
+    return Answer(x, y, tuple(claims), tuple(words), iterations, rays)

@@ -24,6 +24,26 @@ CLAIMS = {
 SMALL = 10_000  # parameter entries above which cvxpy's parametrized form costs more than it saves
 
 
+def check_options(solver: str, options: dict[str, Any]) -> None:
+    """Let the solver itself judge its options, on min x² s.t. x >= 1, at construction.
+
+    Raises:
+        DeclarationError: for a solver that is not installed, or an option that it refuses.
+    """
+    if solver not in cp.installed_solvers():
+        installed = ", ".join(cp.installed_solvers())
+        raise DeclarationError(f"solver {solver!r} is not installed; cvxpy finds {installed}")
+    if not options:
+        return
+    x = cp.Variable()
+    problem = cp.Problem(cp.Minimize(cp.square(x)), [x >= 1])
+    try:
+        chain.run(problem, solver, options, ignore_dpp=False)
+    except Exception as error:
+        named = ", ".join(f"{k}={v!r}" for k, v in options.items())
+        raise DeclarationError(f"{solver} refuses the options {named}: {error}") from error
+
+
 class Cvxpy:
     """A `FunctionEngine`; options are the solver's, as `cp.Problem.solve` takes them."""
 
@@ -31,12 +51,9 @@ class Cvxpy:
 
     def __init__(self, reference: Reference, solver: str, options: dict[str, Any]) -> None:
         self.name = solver.upper()
-        if self.name not in cp.installed_solvers():
-            installed = ", ".join(cp.installed_solvers())
-            raise DeclarationError(f"solver {solver!r} is not installed; cvxpy finds {installed}")
         self._options = options
         self._workspace = PerThread(reference.build)
-        self._try_options()
+        check_options(self.name, options)
 
     def check_suits(self, reference: ReferenceProblem) -> None:
         """Whether the solver takes this class of problem, found out by handing it one.
@@ -51,25 +68,12 @@ class Cvxpy:
         except SolverError as error:
             raise DeclarationError(f"solver {self.name!r} does not suit this problem: {error}") from error
 
-    def _try_options(self) -> None:
-        """Let the solver itself judge its options, on min x² s.t. x >= 1, at construction."""
-        if not self._options:
-            return
-        x = cp.Variable()
-        problem = cp.Problem(cp.Minimize(cp.square(x)), [x >= 1])
-        try:
-            chain.run(problem, self.name, self._options, ignore_dpp=False)
-        except Exception as error:
-            options = ", ".join(f"{k}={v!r}" for k, v in self._options.items())
-            raise DeclarationError(f"{self.name} refuses the options {options}: {error}") from error
-
-    def solve_problem(self, theta: tuple[Array, ...]) -> Answer:
+    def solve_problem(self, theta: tuple[Array, ...], size: int) -> Answer:
         """Every sample in turn; see `FunctionEngine`."""
         reference = self._workspace.get()
         ignore_dpp = sum(t[0].size for t in theta) > SMALL or not reference.problem.is_dpp()
-        solved = [self._solve_one(reference, sample, ignore_dpp) for sample in zip(*theta, strict=True)]
-        if not theta:
-            solved = [self._solve_one(reference, (), ignore_dpp)]
+        samples = zip(*theta, strict=True) if theta else [()] * size
+        solved = [self._solve_one(reference, sample, ignore_dpp) for sample in samples]
         x, y, claims, words, iterations = zip(*solved, strict=True)
         return Answer(np.stack(x), np.stack(y), claims, words, np.array(iterations, dtype=np.int64))
 

@@ -2,10 +2,10 @@
 
 A form is compiled once from a declaration, immutable, and shared by threads and copies. It offers
 
-    residual(u, *data)          F(u, d), the normal map of the KKT conditions (see `smooth`)
-    solve, solve_transposed     J⁻¹ and J⁻ᵀ with J = ∂F/∂u, what `implicit.attach` needs
-    local(x, λ, ν, *theta)      f, g, h to second order, what polish and certificate need
-    recover(u, tau)             primal values and multipliers
+    residual(u, *data)             F(u, d), the normal map of the KKT conditions (see `kkt`)
+    inverse(b, u, *data)           J⁻¹ b and J⁻ᵀ b with J = ∂F/∂u, what `implicit.attach` needs
+    local(point, *theta)           f, g, h to second order, what polish and certificate need
+    recover(u, tau)                primal values and multipliers
 
 and knows neither cvxpy nor any solver: what it holds of a `Reference` it never looks into.
 """
@@ -17,6 +17,18 @@ from typing import Any, NamedTuple
 from jaxtyping import Float64
 from torch import Tensor
 
+from optlayer.cones import Product
+
+Function = Callable[..., Tensor]  # one sample: (x (n,), *theta) -> Tensor
+
+
+class Curvature(NamedTuple):
+    """The second order alone."""
+
+    hessian: Float64[Tensor, "B n n"]  # H = ∇²f + Σ λ_i ∇²g_i
+    G: Float64[Tensor, "B m n"]  # ∂g
+    A: Float64[Tensor, "B p n"]  # ∂h
+
 
 class Local(NamedTuple):
     """The problem to second order at a point, batched: what Newton and the certificate look at."""
@@ -27,14 +39,29 @@ class Local(NamedTuple):
     G: Float64[Tensor, "B m n"]  # ∂g
     h: Float64[Tensor, "B p"]
     A: Float64[Tensor, "B p n"]  # ∂h
+    dual: Product  # K*, the cone of the multipliers of -g ∈ K
 
 
 class Point(NamedTuple):
-    """A primal-dual point in the user's own scale: λ >= 0 belongs to g <= 0, ν to h = 0."""
+    """A primal-dual point in the user's own scale: λ ∈ K* belongs to -g ∈ K, ν to h = 0."""
 
     x: Float64[Tensor, "B n"]
     lam: Float64[Tensor, "B m"]
     nu: Float64[Tensor, "B p"]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where f, g, h are defined: `borders(x, *theta) > 0`, such as the arguments of logarithms.
+
+    Rows `row` of the borders are affine in one coordinate `column` of x alone, z >= 0 for an
+    entropy: there Newton can step in the logarithm of the distance.
+    """
+
+    borders: Function
+    norms: Function  # those of the borders that are norms, without derivative at 0
+    row: tuple[int, ...]
+    column: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,233 @@
+r"""The exponential cone, K = cl{(x, y, z) : y > 0, y e^{x/y} <= z}, and its dual.
+
+The curved part of its boundary is a family of rays, with outward normals, for ρ = x/y ∈ ℝ (Friberg,
+"Projection onto the exponential cone: a univariate root-finding problem", 2021):
+
+    e(ρ) = (ρ, 1, e^ρ),        n(ρ) = (1, 1 - ρ, -e^{-ρ}),        eᵀn = 0
+
+Outside of K, of its polar and of x, y <= 0 (where Π(v) = (x, 0, max(z, 0))), v = a e(ρ) + b n(ρ) for one
+ρ with a, b > 0, and Π(v) = a e(ρ). The first two rows give a and b, the third an equation in ρ:
+
+    a = ((ρ - 1)x + y)/q,    b = (x - ρy)/q,    q = ρ² - ρ + 1,        a e^ρ - b e^{-ρ} = z
+
+Its logarithmic form, increasing in ρ and nearly of slope one over all magnitudes, is what Newton solves:
+
+    g(ρ) = ρ + ½ log(a/b) - asinh(z / (2√(ab))) = 0
+
+Nothing more is needed than ρ. In the orthonormal frame ê, n̂, ŵ = n̂ × ê, all functions of ρ, v has the
+coordinates P = êᵀv = |Π(v)|, Y = n̂ᵀv = |v - Π(v)| and 0, and
+
+    DΠ(v) = êêᵀ + d ŵŵᵀ,    d = P σₑ/(P σₑ + Y σₙ),    ∂ρ/∂v = ŵ/(P σₑ + Y σₙ)
+    σₑ = ŵᵀ∂ê/∂ρ = e^ρ |n|/|e|²,    σₙ = ŵᵀ∂n̂/∂ρ = e^{-ρ} |e|/|n|²
+
+by differentiating v = P ê + Y n̂ along ŵ. An error of size ε|v| in ρ's equation is an error of that size
+in v, which Π(v) = DΠ(v) v then corrects to first order.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from optlayer.cones.moreau import CurvedCone, DualCone
+from optlayer.cones.roots import increasing_root
+
+ROUNDING = 8 * torch.finfo(torch.float64).eps
+TINY = 1e-280  # what a positive number is at least, where a logarithm or a quotient needs it
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential(CurvedCone):
+    """y e^{x/y} <= z, y > 0, and its closure."""
+
+    dim: int = field(default=3, init=False, repr=False)
+
+    @property
+    def dual(self) -> "DualExponential":
+        return DualExponential()
+
+    def project(self, v: Tensor, largest: bool = False) -> Float64[Tensor, "*batch 3"]:
+        at, v0 = _point(v, largest), v.detach()
+        value = torch.where(at.inside, v0, at.apply(v0, v0))  # Π(v) = DΠ(v) v
+        return value + 0.5 * (at.apply(v0, v - v0) + at.apply(v, v - v0))
+
+    def jvp(self, v: Tensor, dv: Tensor, largest: bool = False) -> Float64[Tensor, "*batch 3"]:
+        return _point(v, largest).apply(v, dv)
+
+    def eigen(self, v: Tensor, largest: bool = False) -> tuple[Tensor, Tensor]:
+        at = _point(v, largest)
+        frame, d, _ = at.frame(v.detach())
+        d = torch.stack([torch.ones_like(d), d, torch.zeros_like(d)], -1)
+        W = torch.stack([frame.e, frame.w, frame.n], -1)
+        identity = torch.eye(3, dtype=v.dtype, device=v.device)
+        return torch.where(at.curved, d, at.plain), torch.where(at.curved.unsqueeze(-1), W, identity)
+
+    def snap(self, v: Tensor, tolerance: Tensor) -> tuple[Tensor, Bool[Tensor, "*batch"]]:
+        """Flat faces first, which are met in one coordinate: x = 0 for y <= 0, y = 0 for x <= 0 <= z, and
+        z = 0 for x, y <= 0; then the curved boundaries."""
+        v, near = v.detach(), tolerance.unsqueeze(-1)
+        small, low = v.abs() <= near, v <= near
+        x_fold = small[..., 0] & low[..., 1]
+        y_fold = small[..., 1] & low[..., 0] & (v[..., 2] >= -tolerance)
+        z_fold = small[..., 2] & low[..., 0] & low[..., 1]
+        fold = torch.stack([x_fold, y_fold, z_fold], -1)
+        moved, kink = self.to_boundary(torch.where(fold, 0.0, v), tolerance)
+        return moved, kink | fold.any(-1)
+
+    def outer_normals(self, v: Float64[Tensor, "*batch 3"]) -> Float64[Tensor, "*batch 4 3"]:
+        """Through the boundary points with the same x, y or the same y, z; y = 0; z = 0."""
+        x, y, z = v.unbind(-1)
+        return _and_faces([_frame(x / y).n, _frame(torch.log(z / y)).n], (0, -1, 0), (0, 0, -1))
+
+    def rays(self, v: Float64[Tensor, "*batch 3"]) -> Float64[Tensor, "*batch 4 3"]:
+        """Normals through the polar's boundary points with the same x, y or x, z; x = 0; z = 0."""
+        x, y, z = v.unbind(-1)
+        return _and_faces([_frame(1 - y / x).e, _frame(-torch.log(-z / x)).e], (-1, 0, 0), (0, 0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class DualExponential(DualCone):
+    """-u e^{v/u} <= e w, u < 0, and its closure: with u = 0, v >= 0, w >= 0."""
+
+    dim: int = field(default=3, init=False, repr=False)
+
+    @property
+    def dual(self) -> Exponential:
+        return Exponential()
+
+
+class _Frame(NamedTuple):
+    """ê, n̂, ŵ, σₑ, σₙ: functions of ρ."""
+
+    e: Float64[Tensor, "*batch 3"]
+    n: Float64[Tensor, "*batch 3"]
+    w: Float64[Tensor, "*batch 3"]
+    se: Float64[Tensor, "*batch"]
+    sn: Float64[Tensor, "*batch"]
+
+
+def _frame(rho: Float64[Tensor, "*batch"]) -> _Frame:
+    """With e and n scaled by e^{-ρ₊} and e^{ρ₋}, nothing overflows."""
+    E = torch.exp(-torch.where(rho > 0, rho, 0.0))
+    N = torch.exp(torch.where(rho > 0, 0.0, rho))
+    e = torch.stack([rho * E, E, N], -1)
+    n = torch.stack([N, (1 - rho) * N, -E], -1)
+    e_size, n_size = _length(e), _length(n)
+    se = (E * n_size / (e_size * e_size)).clamp_min(TINY)
+    sn = (N * e_size / (n_size * n_size)).clamp_min(TINY)
+    e, n = e / e_size.unsqueeze(-1), n / n_size.unsqueeze(-1)
+    return _Frame(e, n, torch.linalg.cross(n, e), se, sn)
+
+
+class _Point(NamedTuple):
+    """What is known of Π at v, as numbers."""
+
+    inside: Bool[Tensor, "*batch 1"]
+    curved: Bool[Tensor, "*batch 1"]
+    plain: Float64[Tensor, "*batch 3"]  # DΠ's diagonal where it is not curved
+    root: Float64[Tensor, "*batch"]
+    origin: Float64[Tensor, "*batch 3"]  # v
+    slope: Float64[Tensor, "*batch 3"]  # ∂ρ/∂v
+
+    def frame(self, v: Float64[Tensor, "*batch 3"]) -> tuple[_Frame, Tensor, Tensor]:
+        """The frame at v, d, and P σₑ + Y σₙ."""
+        v = self.where_curved(v)
+        rho = self.root + (self.slope * (v - self.origin)).sum(-1)
+        return _tangential(_frame(rho), v)
+
+    def apply(self, v: Float64[Tensor, "*batch 3"], dv: Tensor) -> Float64[Tensor, "*batch 3"]:
+        """DΠ(v) dv, to first order around the point."""
+        frame, d, _ = self.frame(v)
+        along = (frame.e * dv).sum(-1, keepdim=True) * frame.e
+        across = (frame.w * dv).sum(-1, keepdim=True) * frame.w
+        return torch.where(self.curved, along + d.unsqueeze(-1) * across, self.plain * dv)
+
+    def where_curved(self, v: Float64[Tensor, "*batch 3"]) -> Float64[Tensor, "*batch 3"]:
+        return torch.where(self.curved, v, _anywhere(v))
+
+
+def _point(v: Float64[Tensor, "*batch 3"], largest: bool) -> _Point:
+    v = v.detach()
+    inside, polar, face = _cases(v, largest)
+    curved = ~(inside | polar | face)
+    x, _, z = v.split(1, -1)
+    on = [x <= 0, torch.zeros_like(inside), z >= 0] if largest else [x < 0, torch.zeros_like(inside), z > 0]
+    plain = torch.where(face, torch.cat(on, -1).to(v.dtype), inside.to(v.dtype))
+    v = torch.where(curved, v, _anywhere(v))
+    root = _root(v / v.abs().amax(-1, keepdim=True)).squeeze(-1)
+    frame, _, resistance = _tangential(_frame(root), v)
+    return _Point(inside, curved, plain, root, v, frame.w / resistance.unsqueeze(-1))
+
+
+def _cases(v: Float64[Tensor, "*batch 3"], largest: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """In K, in its polar, in neither and x, y <= 0. A boundary is the polar's, or if `largest` K's."""
+    x, y, z = v.split(1, -1)
+    sign = 1.0 if largest else -1.0  # of the rounding that is allowed
+    size = v.abs().amax(-1, keepdim=True)
+    inside = (y > 0) & (z > 0) & _below(x, y, z, 0.0, size, sign)
+    polar = (x > 0) & (z < 0) & _below(y, x, -z, 1.0, size, -sign)
+    edge = (y == 0) & (x <= 0) & (z >= 0), (x == 0) & (y <= 0) & (z <= 0)
+    inside, polar = (inside | edge[0], polar) if largest else (inside, polar | edge[1])
+    polar = polar & ~inside if largest else polar
+    return inside, polar, (x <= 0) & (y <= 0) & ~inside & ~polar
+
+
+def _below(
+    a: Tensor, b: Tensor, c: Tensor, one: float, size: Tensor, sign: float
+) -> Bool[Tensor, "*batch 1"]:
+    """a <= b (log(c/b) + one), up to the rounding of the terms, and of each variable relative to |v|."""
+    b, c = _positive(b), _positive(c)
+    log = torch.log(c) - torch.log(b) + one
+    terms = a.abs() + b * (1 + log.abs())
+    gradient = 2 + log.abs() + b / c  # (1, log - 1, b/c)
+    return a - b * log <= sign * ROUNDING * (terms + size * gradient)
+
+
+def _root(v: Float64[Tensor, "*batch 3"]) -> Float64[Tensor, "*batch 1"]:
+    """ρ with g(ρ) = 0, between the ends of the interval on which a and b are positive."""
+    x, y, _ = v.split(1, -1)
+    low = torch.where(x > 0, 1 - y / torch.where(x > 0, x, 1.0), -torch.inf)
+    high = torch.where(y > 0, x / torch.where(y > 0, y, 1.0), torch.inf)
+    margin = (0.5 * (high - low)).clamp(0.0, 1.0)
+    start = torch.maximum(torch.minimum(torch.full_like(x, 0.5), high - margin), low + margin)
+    return increasing_root(_log_residual, low, high, start, v)
+
+
+def _log_residual(rho: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """g(ρ) and g'(ρ)."""
+    x, y, z = v.split(1, -1)
+    qa, qb, q = _positive((rho - 1) * x + y), _positive(x - rho * y), rho * rho - rho + 1
+    da, db, dq = x / qa, -y / qb, (2 * rho - 1) / q  # of their logarithms
+    argument = 0.5 * z * q / (qa.sqrt() * qb.sqrt())
+    share = argument / torch.hypot(argument, torch.ones_like(argument))
+    value = rho + 0.5 * (qa.log() - qb.log()) - torch.asinh(argument)
+    return value, 1 + 0.5 * (da - db) - share * (dq - 0.5 * (da + db))
+
+
+def _tangential(frame: _Frame, v: Float64[Tensor, "*batch 3"]) -> tuple[_Frame, Tensor, Tensor]:
+    """d = P σₑ / (P σₑ + Y σₙ), and the denominator; on the boundary of K, Y = 0, d = 1."""
+    P, Y = (frame.e * v).sum(-1), (frame.n * v).sum(-1)
+    pull, push = torch.where(P > 0, P, 0.0) * frame.se, torch.where(Y > 0, Y, 0.0) * frame.sn
+    resistance = (pull + push).clamp_min(TINY)
+    return frame, pull / resistance, resistance
+
+
+def _anywhere(v: Float64[Tensor, "*batch 3"]) -> Float64[Tensor, " 3"]:
+    """A point where every formula is smooth."""
+    return torch.tensor([1.0, 1.0, 0.0], dtype=v.dtype, device=v.device)
+
+
+def _positive(a: Tensor) -> Tensor:
+    return a.clamp_min(TINY)
+
+
+def _length(a: Float64[Tensor, "*batch 3"]) -> Float64[Tensor, "*batch"]:
+    return torch.sqrt((a * a).sum(-1))
+
+
+def _and_faces(curved: list[Tensor], *flat: tuple[int, int, int]) -> Float64[Tensor, "*batch c 3"]:
+    like = curved[0]
+    faces = [torch.tensor(face, dtype=like.dtype, device=like.device).expand_as(like) for face in flat]
+    return torch.stack([*curved, *faces], -2)

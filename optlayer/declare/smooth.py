@@ -1,0 +1,238 @@
+"""The smooth route: a posed problem as torch functions f, g, h."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+import cvxpy as cp
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev
+
+from optlayer.declare import leaves as leaf
+from optlayer.declare.branches import check_branch, torch_branch
+from optlayer.declare.callables import UserCallable
+from optlayer.declare.declared import Declared
+from optlayer.declare.points import Point, domain_points
+from optlayer.declare.posed import Row
+from optlayer.declare.refusals import NotSmooth
+from optlayer.declare.translate import Translation, translate
+from optlayer.errors import DeclarationError
+from optlayer.forms import Domain, Reference
+from optlayer.forms.affine import Gather
+from optlayer.forms.smooth import Constants, SmoothForm, jacobian
+
+PROBES = 3  # random points at which a declaration is examined
+AFFINE, QUADRATIC = 1, 2
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One callable or attribute constraint: its name, its expression, its meaning in torch."""
+
+    name: str
+    expression: cp.Expression
+    torch: Translation
+    function: UserCallable | None = None  # the user's own, where there is one
+
+
+class SmoothCompiler:
+    """The steps from a declaration to a smooth form; lives only while a layer is constructed.
+
+    Args:
+        declaration: What is compiled.
+        apex: Norms are admitted: the user knows that their apex is avoided.
+
+    Raises:
+        DeclarationError: naming the callable, the expression or the attribute that cannot be
+            honoured, and the way out.
+    """
+
+    def __init__(self, declaration: Declared, apex: bool) -> None:
+        self.declaration, self.apex = declaration, apex
+        for variable in declaration.variables:
+            leaf.check_smooth(variable)
+        # Without attributes on the variables every multiplier belongs to an explicit row; only where
+        # cvxpy needs a sign to see convexity do its own copies keep them.
+        bare = declaration.build(attributes=False, rows=True)
+        self.attributes = not bare.problem.is_dcp()
+        self.posed = declaration.build(attributes=True, rows=True) if self.attributes else bare
+        self._refuse_cones()
+
+    def form(self, reference: Reference) -> SmoothForm:
+        """The compiled programme; the reference is the same problem as cvxpy states it."""
+        objective, inequalities, equalities = self.pieces
+        self._check_branches()
+        flat = partial(_on_flat, [v.shape for v in self.posed.variables])
+        f = flat(objective.torch.function)
+        g, h = (flat(_stack([p.torch.function for p in ps])) for ps in (inequalities, equalities))
+        quadratic = _degree([objective]) <= QUADRATIC and _degree(inequalities + equalities) <= AFFINE
+        return SmoothForm(
+            n=sum(v.size for v in self.posed.variables),
+            m=_rows(inequalities),
+            p=_rows(equalities),
+            objective=f,
+            inequality=g,
+            equality=h,
+            reference=reference,
+            quadratic=quadratic,
+            constants=self._constants(f, g, h) if quadratic else Constants(),
+            domain=self._domain(flat),
+        )
+
+    def variables(self) -> tuple[Gather, ...]:
+        """x -> the value of each variable."""
+        shapes = [v.shape for v in self.posed.variables]
+        return tuple(Gather.run(start, shape) for start, shape in _runs(shapes))
+
+    def duals(self) -> tuple[tuple[Gather, ...], ...]:
+        """(ν, λ) -> the multiplier of each of the user's constraints."""
+        rows = [*self.posed.equalities, *self.posed.inequalities]
+        runs = _runs([row.constraint.shape for row in rows])
+        found = {row.position: (Gather.run(*run),) for row, run in zip(rows, runs, strict=True)}
+        return tuple(found[row.position] for row in self.posed.rows if row.position is not None)
+
+    @cached_property
+    def pieces(self) -> tuple[_Piece, list[_Piece], list[_Piece]]:
+        """The objective, g and h, translated; attribute constraints follow the declared ones."""
+        posed, own = self.posed, self.declaration
+        objective = self._piece(own.objective_name, posed.problem.objective.expr, own.functions[0])
+        inequalities, equalities = (
+            [self._piece(row.name, row.constraint.expr, self._function(row)) for row in rows]
+            for rows in (posed.inequalities, posed.equalities)
+        )
+        return objective, inequalities, equalities
+
+    def _function(self, row: Row) -> UserCallable | None:
+        """The user's own callable for a row, if there is one."""
+        return None if row.position is None else self.declaration.functions[1 + row.position]
+
+    def _piece(self, name: str, expression: cp.Expression, function: UserCallable | None) -> _Piece:
+        variables, parameters = self.posed.variables, self.posed.parameters
+        try:
+            translation = translate(expression, variables, parameters, apex=self.apex)
+        except DeclarationError as error:
+            raise type(error)(f"{name}: {error}") from error
+        return _Piece(name, expression, translation, function)
+
+    def _refuse_cones(self) -> None:
+        for row in self.posed.cones:
+            kind = type(row.constraint).__name__
+            raise NotSmooth(f'{row.name} is a {kind} constraint; leave method="auto", or pass "cone"')
+
+    # -------------------------------------------------------------------------- probes at random points
+
+    @cached_property
+    def points(self) -> list[Point]:
+        objective, inequalities, equalities = self.pieces
+
+        def inside(point: Point) -> bool:
+            return all(
+                bool((p.torch.borders(*point) > 0).all() and p.torch.function(*point).isfinite().all())
+                for p in [objective, *inequalities, *equalities]
+            )
+
+        return domain_points(self.leaves, inside, PROBES)
+
+    @property
+    def leaves(self) -> list[Any]:
+        return [*self.posed.variables, *self.posed.parameters]
+
+    def _on_flat_point(self, point: Point) -> tuple[Tensor, Point]:
+        """(*variables, *theta) -> x, theta."""
+        k = len(self.posed.variables)
+        return torch.cat([value.reshape(-1) for value in point[:k]]), point[k:]
+
+    def _check_branches(self) -> None:
+        objective, inequalities, equalities = self.pieces
+        if not self.points:
+            return
+        for piece in [objective, *inequalities, *equalities]:
+            if piece.function is None:
+                continue
+            branch = torch_branch(piece.function, self.points[0])
+            if branch is not None:
+                names = [leaf.name() for leaf in self.leaves]
+                check_branch(piece.name, branch, piece.torch.function, self.points, names)
+
+    def _constants(self, f: Any, g: Any, h: Any) -> Constants:
+        """The blocks of a quadratic programme that hold no parameter, evaluated once and for all."""
+        if not self.points:
+            return Constants()
+        objective, inequalities, equalities = self.pieces
+        x, theta = self._on_flat_point(self.points[0])
+
+        def scalar(x: Tensor) -> Tensor:
+            value: Tensor = f(x, *theta).reshape(())
+            return value
+
+        return Constants(
+            P=None if _moves([objective], QUADRATIC) else jacrev(grad(scalar))(x),
+            G=None if _moves(inequalities, AFFINE) else _jacobian(g, x, theta),
+            A=None if _moves(equalities, AFFINE) else _jacobian(h, x, theta),
+        )
+
+    def _domain(self, flat: Callable[..., Callable[..., Tensor]]) -> Domain | None:
+        """The borders of f, g and h together, and which of them stop a single coordinate."""
+        objective, inequalities, equalities = self.pieces
+        pieces = [objective, *inequalities, *equalities]
+        borders = flat(_stack([p.torch.borders for p in pieces]))
+        norms = flat(_stack([p.torch.norms for p in pieces]))
+        zeros = tuple(torch.zeros(z.shape, dtype=torch.float64) for z in self.leaves)
+        x, theta = self._on_flat_point(zeros)
+        if not borders(x, *theta).numel():
+            return None
+        if not self.points:
+            return Domain(borders, norms, (), ())
+        slopes = torch.stack([_jacobian(borders, *self._on_flat_point(p)) for p in self.points])
+        affine = (slopes - slopes[0]).abs().amax((0, 2)) == 0  # slopes that no probe saw move
+        alone = (slopes[0] != 0).sum(1) == 1
+        row = (affine & alone).nonzero().squeeze(1)
+        column = (slopes[0] != 0).to(torch.int8).argmax(1)[row]
+        return Domain(borders, norms, tuple(row.tolist()), tuple(column.tolist()))
+
+
+def _runs(shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
+    """Where arrays laid end to end begin, with their shapes."""
+    return list(zip(accumulate(map(prod, shapes), initial=0), shapes))
+
+
+def _on_flat(shapes: Sequence[tuple[int, ...]], function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """function(*variables, *theta) as a function of (x, *theta), x all variables in C order."""
+    sizes = [prod(shape) for shape in shapes]
+
+    def of_flat(x: Tensor, *theta: Tensor) -> Tensor:
+        parts = zip(x.split(sizes), shapes, strict=True)
+        return function(*(part.reshape(shape) for part, shape in parts), *theta)
+
+    return of_flat
+
+
+def _stack(functions: Sequence[Callable[..., Tensor]]) -> Callable[..., Tensor]:
+    """The values of several functions as one vector."""
+
+    def stacked(*arguments: Tensor) -> Tensor:
+        rows = [function(*arguments).reshape(-1) for function in functions]
+        return torch.cat(rows) if rows else arguments[0].new_zeros(0)
+
+    return stacked
+
+
+def _jacobian(function: Callable[..., Tensor], x: Tensor, theta: Point) -> Tensor:
+    return jacobian(function, function(x, *theta).numel())(x, *theta)
+
+
+def _rows(pieces: Sequence[_Piece]) -> int:
+    return sum(piece.expression.size for piece in pieces)
+
+
+def _degree(pieces: Sequence[_Piece]) -> float:
+    return max((degree for piece in pieces for degree, _ in piece.torch.terms), default=0)
+
+
+def _moves(pieces: Sequence[_Piece], degree: int) -> bool:
+    """Whether a parameter enters the monomials of this degree."""
+    return any((degree, True) in piece.torch.terms for piece in pieces)
