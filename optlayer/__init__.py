@@ -8,6 +8,7 @@ from optlayer.errors import OptLayerError as OptLayerError
 from optlayer.errors import SolveError as SolveError
 from optlayer.errors import SolverFailedError as SolverFailedError
 from optlayer.errors import UnboundedError as UnboundedError
+from optlayer.implicit import implicit as implicit
 from optlayer.layer import OptLayer as OptLayer
 from optlayer.solution import Solution as Solution
 from optlayer.solution import Status as Status

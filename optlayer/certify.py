@@ -29,6 +29,7 @@ from optlayer.linsolve import matvec
 from optlayer.solution import Residuals
 
 FLOOR = 1e-7  # of a row's reach: rounding in a row of zeros
+PASSES = 3  # constraints that a scale is handed on through
 ROUNDING = 5e-17  # of the largest multipliers: rounding in the others
 
 
@@ -67,7 +68,11 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
     x, lam, nu = (a.abs() for a in point)
     H, G, A = at.hessian.abs(), at.G.abs(), at.A.abs()
     terms = matvec(H, x) + at.gradient.abs() + matvec(G.mT, lam) + matvec(A.mT, nu)
-    lengths = _lengths(at, point, terms).clamp_min(unit)
+    if at.auxiliary:
+        lengths = _reached(at, point)
+        terms = terms + _passed_on(at, point.x, lengths)
+    else:
+        lengths = _lengths(at, point, terms).clamp_min(unit)
     inequality, reach = _row_scale(at.G, at.g, point.x), matvec(G, lengths)
     # λ_i counts in the row where it weighs most: the least of s_j / |G_ij|.
     weights = torch.where(G > 0, terms.unsqueeze(1) / G, torch.inf)
@@ -102,6 +107,44 @@ def _length(at: Local, point: Point) -> Float64[Tensor, "B 1"]:
     for G, g in ((at.G, at.g), (at.A, at.h)):
         lengths.append(_ratio(_largest(g - matvec(G, point.x)), _largest(G.flatten(1))))
     return torch.cat(lengths, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
+
+
+def _reached(at: Local, point: Point) -> Float64[Tensor, "B n"]:
+    """A length for each coordinate, auxiliary ones included: what the rows it stands in allow for.
+
+    x̂_k = max(|x_k|, min_i r_i / |A_ik|) with r_i = |A||x| + |b|, and no less than rounding in the largest.
+    """
+    A, x = torch.cat([at.A, at.G], 1), point.x
+    rows = torch.cat([_row_scale(at.A, at.h, x), at.dual.over_blocks(_row_scale(at.G, at.g, x))], 1)
+    reached = _least((rows.unsqueeze(2) / A.abs()).mT)
+    return torch.maximum(torch.maximum(x.abs(), reached), FLOOR * _length(at, point))
+
+
+def _passed_on(at: Local, x: Tensor, lengths: Tensor) -> Float64[Tensor, "B n"]:
+    """The size of each stationarity row, handed from row to row by the constraints they share.
+
+    The row of an auxiliary variable, or of one that is seen through auxiliary ones alone, holds nothing
+    but multipliers, which may all be 0. Their natural size is that of the rows they have to balance:
+
+        ŝ_k = |P|x̂ + |q|,    ŷ_i = min_k ŝ_k / |A_ik|,    ŝ_k = max(ŝ_k, max_i |A_ik| ŷ_i),   and again
+    """
+    A = torch.cat([at.A, at.G], 1).abs()
+    p = at.A.shape[1]
+    size = matvec(at.hessian.abs(), lengths) + (at.gradient - matvec(at.hessian, x)).abs()
+    for _ in range(PASSES if A.shape[1] else 0):
+        balanced = _least(size.unsqueeze(1) / A)
+        balanced = torch.cat([balanced[:, :p], at.dual.over_blocks(balanced[:, p:])], 1)
+        size = torch.maximum(size, (A * balanced.unsqueeze(2)).amax(1))
+    return torch.maximum(size, FLOOR * _largest(size))
+
+
+def _least(ratios: Float64[Tensor, "B r c"]) -> Float64[Tensor, "B r"]:
+    """The least positive finite one of each row, 0 where there is none."""
+    if not ratios.shape[2]:
+        return ratios[:, :, :0].sum(2)
+    sound = (ratios > 0) & ratios.isfinite()
+    least = torch.where(sound, ratios, torch.inf).amin(2)
+    return torch.where(least.isfinite(), least, 0.0)
 
 
 def residuals(at: Local, point: Point, scale: Scales) -> Residuals:

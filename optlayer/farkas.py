@@ -46,7 +46,7 @@ def contributions(sample: Instance, ray: Point) -> Tensor:
 def recedes(sample: Instance, ray: Point) -> bool:
     """Whether the objective falls for ever along the x of a ray, from any feasible point."""
     at, x = sample.origin, ray.x
-    q, P, _, G, _, A, dual = at
+    q, P, _, G, _, A, dual, _ = at
     size = x.abs()
     return bool(
         _small(matvec(P, x), matvec(P.abs(), size))

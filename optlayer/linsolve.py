@@ -37,7 +37,7 @@ class Solved(NamedTuple):
 
     x: Float64[Tensor, "*batch N"]
     singular: Bool[Tensor, "*batch"]
-    free: Bool[Tensor, "*batch"]  # the null space of K has a primal component
+    free: Bool[Tensor, "*batch n"]  # primal coordinates that the null space of K moves
 
 
 def matvec(M: Float64[Tensor, "*batch r c"], a: Float64[Tensor, "*batch c"]) -> Float64[Tensor, "*batch r"]:
@@ -151,7 +151,7 @@ def solve(K: Float64[Tensor, "*batch N N"], b: Float64[Tensor, "*batch N"], n: i
     N = b.shape[-1]
     K, b = K.expand(*batch, N, N).reshape(-1, N, N), b.expand(*batch, N).reshape(-1, N)
     x, singular, free = _solve_flat(K, b, n)
-    return Solved(x.reshape(*batch, N), singular.reshape(batch), free.reshape(batch))
+    return Solved(x.reshape(*batch, N), singular.reshape(batch), free.reshape(*batch, n))
 
 
 def _solve_flat(K: Tensor, b: Tensor, n: int) -> Solved:
@@ -162,7 +162,7 @@ def _solve_flat(K: Tensor, b: Tensor, n: int) -> Solved:
     s = _ruiz(K)
     scaled, rhs = s[:, :, None] * K * s[:, None, :], s * b
     y, passed = _refined_ldl(scaled, rhs, n)
-    singular, free = torch.zeros_like(passed), torch.zeros_like(passed)
+    singular, free = torch.zeros_like(passed), torch.zeros_like(K[:, 0, :n], dtype=torch.bool)
     x = s * y
     lost = (~passed).nonzero().squeeze(1)
     if lost.numel():
@@ -214,7 +214,7 @@ def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
         return a - matvec(onto_null, a)
 
     y = matvec(W, inverse * matvec(W.mT, s * off_null(b)))
-    free = (onto_null.diagonal(dim1=1, dim2=2)[:, :n] > 1e-8).any(1)
+    free = onto_null.diagonal(dim1=1, dim2=2)[:, :n] > 1e-8
     return Solved(off_null(s * y), null.any(1), free)
 
 

@@ -232,13 +232,13 @@ def _flag_uniqueness(plan: Plan, call: Call, problem: Instance, outcome: Outcome
 
 
 def _singular(problem: Instance, outcome: Outcome) -> tuple[Tensor, Tensor]:
-    """Whether K is singular at the root, and whether x could move."""
+    """Whether K is singular at the root, and whether a variable of the user's could move."""
     form = problem.form
     at = problem.at(form.recover(outcome.u, outcome.tau))
     _, v, _ = form.split(outcome.u)
     K = reduce(at, form.dual.spectrum(v), outcome.tau).K
     _, singular, free = solve_linear(K, torch.zeros_like(outcome.u), form.n)
-    return singular, free
+    return singular, (free & form.seen).any(1)
 
 
 def _judge_uniqueness(plan: Plan, call: Call, outcome: Outcome) -> None:

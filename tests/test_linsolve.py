@@ -99,7 +99,8 @@ def test_singular_matrices_give_the_minimum_norm_least_squares_solution():
     K[2, :, 5] = K[2, 5, :] = 0.0  # nor multiplier 5 of sample 2
     found = solve(K, b, 4)
     assert found.singular.tolist() == [False, True, True]
-    assert found.free.tolist() == [False, True, False]
+    assert found.free.any(1).tolist() == [False, True, False]
+    assert found.free[1].tolist() == [False, True, False, False]
     assert torch.allclose(found.x[1:], (torch.linalg.pinv(K) @ b[..., None])[1:, :, 0], atol=1e-10)
 
 

@@ -329,6 +329,9 @@ def test_a_parameter_left_out_is_a_constant() -> None:
     F.value, expected = np.eye(2), F.value.copy()
     posed = declaration.build(attributes=False)
     assert [len(posed.parameters), declaration.parameters] == [2, (p, q)]
+    (definite, wrapped), _ = declaration.constants
+    assert definite is F
+    assert type(wrapped).__name__ == "psd_wrap"
     value, _ = solved(posed, [P, Q])
     F.value, p.value, q.value = expected, P, Q
     assert value == pytest.approx(solve(problem), abs=1e-7)
@@ -459,6 +462,10 @@ def liftable() -> dict[str, cp.Problem]:
         ),
         "A B x": cp.Problem(cp.Minimize(near), [F @ (F @ x) <= 1, (F @ F) @ x >= -9]),
         "a product negated": cp.Problem(cp.Minimize(near - q * (p @ x - r * cp.sum(x)))),
+        "risk aversion": cp.Problem(
+            cp.Maximize(p @ x - q * cp.quad_form(x, cp.psd_wrap(F.T @ F))), [cp.sum(x) == 1, cp.norm1(x) <= r]
+        ),
+        "a norm negated": cp.Problem(cp.Minimize(near), [q * -(r * cp.norm1(x)) >= -0.9]),
         "quad_form": cp.Problem(cp.Minimize(near), [cp.quad_form(x, cp.psd_wrap(F.T @ F)) + p @ x <= 1]),
         "quad_form in the objective": cp.Problem(
             cp.Minimize(cp.quad_form(x, cp.psd_wrap(F.T @ F)) - p @ x), [cp.sum(x) == q]
@@ -486,6 +493,22 @@ def test_a_dpp_problem_is_left_as_it_is() -> None:
     assert [leaf.name() for leaf in posed.parameters] == ["p", "q"]
     batch = (torch.rand(4, 3), torch.rand(4))
     assert posed.lift(batch) is batch
+
+
+def test_only_sums_of_positive_parameters_are_gathered() -> None:
+    problem = cp.Problem(cp.Minimize(a * b[0] * u), [u >= 1, v[0] >= (a + b[1]) * u, v[1] == 1])
+    posed = ProblemDeclaration.of(problem, gp=True).build(attributes=True)
+    assert [leaf.name() for leaf in posed.parameters] == ["a", "b", "a + b[1]"]
+    theta = (torch.tensor([2.0]), torch.tensor([[1.0, 3.0]]))
+    torch.testing.assert_close(posed.lift(theta)[2], torch.tensor([5.0]).log())
+
+
+def test_a_negative_semidefinite_constant_stays_so() -> None:
+    N = cp.Parameter((3, 3), NSD=True, value=-np.ones((3, 3)))
+    declaration = ProblemDeclaration.of(
+        cp.Problem(cp.Maximize(cp.quad_form(x, N) - cp.sum_squares(x - p))), [p]
+    )
+    assert solved(declaration.build(attributes=True), [P])[0] == pytest.approx(-(np.sum(P) ** 2) / 4)
 
 
 def test_a_geometric_programme_is_lowered_too() -> None:

@@ -35,6 +35,7 @@ from optlayer.cones.moreau import CurvedCone, DualCone
 from optlayer.cones.roots import increasing_root
 
 ROUNDING = 8 * torch.finfo(torch.float64).eps
+RIDGE = 100 * ROUNDING
 TINY = 1e-280  # what a positive number is at least, where a logarithm or a quotient needs it
 
 
@@ -50,27 +51,25 @@ class Exponential(CurvedCone):
 
     def project(self, v: Tensor, largest: bool = False) -> Float64[Tensor, "*batch 3"]:
         at, v0 = _point(v, largest), v.detach()
-        value = torch.where(at.inside, v0, at.apply(v0, v0))  # Π(v) = DΠ(v) v
-        return value + 0.5 * (at.apply(v0, v - v0) + at.apply(v, v - v0))
+        return at.value + 0.5 * (at.apply(v0, v - v0) + at.apply(v, v - v0))
 
     def jvp(self, v: Tensor, dv: Tensor, largest: bool = False) -> Float64[Tensor, "*batch 3"]:
         return _point(v, largest).apply(v, dv)
 
     def eigen(self, v: Tensor, largest: bool = False) -> tuple[Tensor, Tensor]:
         at = _point(v, largest)
-        frame, d, _ = at.frame(v.detach())
+        frame, d = at.frame(v.detach())
         d = torch.stack([torch.ones_like(d), d, torch.zeros_like(d)], -1)
         W = torch.stack([frame.e, frame.w, frame.n], -1)
         identity = torch.eye(3, dtype=v.dtype, device=v.device)
         return torch.where(at.curved, d, at.plain), torch.where(at.curved.unsqueeze(-1), W, identity)
 
     def snap(self, v: Tensor, tolerance: Tensor) -> tuple[Tensor, Bool[Tensor, "*batch"]]:
-        """Flat faces first, which are met in one coordinate: x = 0 for y <= 0, y = 0 for x <= 0 <= z, and
-        z = 0 for x, y <= 0; then the curved boundaries."""
+        """Flat faces first, x = 0 for y <= 0, y = 0 for x <= 0, z = 0 for x, y <= 0; then the curved."""
         v, near = v.detach(), tolerance.unsqueeze(-1)
         small, low = v.abs() <= near, v <= near
         x_fold = small[..., 0] & low[..., 1]
-        y_fold = small[..., 1] & low[..., 0] & (v[..., 2] >= -tolerance)
+        y_fold = small[..., 1] & low[..., 0]
         z_fold = small[..., 2] & low[..., 0] & low[..., 1]
         fold = torch.stack([x_fold, y_fold, z_fold], -1)
         moved, kink = self.to_boundary(torch.where(fold, 0.0, v), tolerance)
@@ -124,65 +123,78 @@ def _frame(rho: Float64[Tensor, "*batch"]) -> _Frame:
 class _Point(NamedTuple):
     """What is known of Π at v, as numbers."""
 
-    inside: Bool[Tensor, "*batch 1"]
+    value: Float64[Tensor, "*batch 3"]
     curved: Bool[Tensor, "*batch 1"]
     plain: Float64[Tensor, "*batch 3"]  # DΠ's diagonal where it is not curved
+    size: Float64[Tensor, "*batch 1"]  # DΠ is that of v/size
     root: Float64[Tensor, "*batch"]
-    origin: Float64[Tensor, "*batch 3"]  # v
-    slope: Float64[Tensor, "*batch 3"]  # ∂ρ/∂v
+    origin: Float64[Tensor, "*batch 3"]  # v/size
+    slope: Float64[Tensor, "*batch 3"]  # ∂ρ/∂(v/size)
 
-    def frame(self, v: Float64[Tensor, "*batch 3"]) -> tuple[_Frame, Tensor, Tensor]:
-        """The frame at v, d, and P σₑ + Y σₙ."""
-        v = self.where_curved(v)
-        rho = self.root + (self.slope * (v - self.origin)).sum(-1)
-        return _tangential(_frame(rho), v)
+    def frame(self, v: Float64[Tensor, "*batch 3"]) -> tuple[_Frame, Tensor]:
+        """The frame at v, and d."""
+        v = torch.where(self.curved, v / self.size, _anywhere(v))
+        frame = _frame(self.root + (self.slope * (v - self.origin)).sum(-1))
+        return frame, _tangential(frame, v)[0]
 
     def apply(self, v: Float64[Tensor, "*batch 3"], dv: Tensor) -> Float64[Tensor, "*batch 3"]:
         """DΠ(v) dv, to first order around the point."""
-        frame, d, _ = self.frame(v)
+        frame, d = self.frame(v)
         along = (frame.e * dv).sum(-1, keepdim=True) * frame.e
         across = (frame.w * dv).sum(-1, keepdim=True) * frame.w
         return torch.where(self.curved, along + d.unsqueeze(-1) * across, self.plain * dv)
 
-    def where_curved(self, v: Float64[Tensor, "*batch 3"]) -> Float64[Tensor, "*batch 3"]:
-        return torch.where(self.curved, v, _anywhere(v))
-
 
 def _point(v: Float64[Tensor, "*batch 3"], largest: bool) -> _Point:
     v = v.detach()
-    inside, polar, face = _cases(v, largest)
-    curved = ~(inside | polar | face)
-    x, _, z = v.split(1, -1)
-    on = [x <= 0, torch.zeros_like(inside), z >= 0] if largest else [x < 0, torch.zeros_like(inside), z > 0]
-    plain = torch.where(face, torch.cat(on, -1).to(v.dtype), inside.to(v.dtype))
-    v = torch.where(curved, v, _anywhere(v))
-    root = _root(v / v.abs().amax(-1, keepdim=True)).squeeze(-1)
-    frame, _, resistance = _tangential(_frame(root), v)
-    return _Point(inside, curved, plain, root, v, frame.w / resistance.unsqueeze(-1))
-
-
-def _cases(v: Float64[Tensor, "*batch 3"], largest: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """In K, in its polar, in neither and x, y <= 0. A boundary is the polar's, or if `largest` K's."""
-    x, y, z = v.split(1, -1)
-    sign = 1.0 if largest else -1.0  # of the rounding that is allowed
     size = v.abs().amax(-1, keepdim=True)
-    inside = (y > 0) & (z > 0) & _below(x, y, z, 0.0, size, sign)
-    polar = (x > 0) & (z < 0) & _below(y, x, -z, 1.0, size, -sign)
-    edge = (y == 0) & (x <= 0) & (z >= 0), (x == 0) & (y <= 0) & (z <= 0)
-    inside, polar = (inside | edge[0], polar) if largest else (inside, polar | edge[1])
-    polar = polar & ~inside if largest else polar
-    return inside, polar, (x <= 0) & (y <= 0) & ~inside & ~polar
+    size = torch.where(size == 0, 1.0, size)
+    unit = v / size
+    case = _cases(unit, largest)
+    curved = ~(case.inside | case.polar | case.face)
+    x, _, z = unit.split(1, -1)
+    on = [x <= 0 if largest else x < 0, torch.zeros_like(curved), z >= 0 if largest else z > 0]
+    plain = torch.where(case.face, torch.cat(on, -1).to(v.dtype), case.inside.to(v.dtype))
+    origin = torch.where(curved, unit, _anywhere(v))
+    root = _root(origin).squeeze(-1)
+    frame = _frame(root)
+    _, resistance = _tangential(frame, origin)
+    at = _Point(v, curved, plain, size, root, origin, frame.w / resistance.unsqueeze(-1))
+    outside = torch.where(case.in_polar, 0.0, at.apply(v, v))  # Π(v) = DΠ(v) v
+    return at._replace(value=torch.where(case.in_cone & ~(case.in_polar & ~case.inside), v, outside))
 
 
-def _below(
-    a: Tensor, b: Tensor, c: Tensor, one: float, size: Tensor, sign: float
-) -> Bool[Tensor, "*batch 1"]:
-    """a <= b (log(c/b) + one), up to the rounding of the terms, and of each variable relative to |v|."""
-    b, c = _positive(b), _positive(c)
-    log = torch.log(c) - torch.log(b) + one
-    terms = a.abs() + b * (1 + log.abs())
-    gradient = 2 + log.abs() + b / c  # (1, log - 1, b/c)
-    return a - b * log <= sign * ROUNDING * (terms + size * gradient)
+class _Cases(NamedTuple):
+    """Where v, of size one, is."""
+
+    in_cone: Bool[Tensor, "*batch 1"]  # up to rounding
+    in_polar: Bool[Tensor, "*batch 1"]
+    inside: Bool[Tensor, "*batch 1"]  # what is a boundary belongs to the polar, or if `largest` to K
+    polar: Bool[Tensor, "*batch 1"]
+    face: Bool[Tensor, "*batch 1"]
+
+
+def _cases(v: Float64[Tensor, "*batch 3"], largest: bool) -> _Cases:
+    """v is in K up to rounding if v + ε u is, for u inside K, and in its interior if v - ε u is."""
+    u = ROUNDING * torch.tensor([-1.0, 1.0, 1.0], dtype=v.dtype, device=v.device)
+    in_cone, in_polar = _member(v + u), _polar_member(v - u)
+    if largest:
+        inside, polar = in_cone, _polar_member(v + u) & ~in_cone
+    else:
+        inside, polar = _member(v - u) & ~in_polar, in_polar
+    x, y, _ = v.split(1, -1)
+    ridge = (in_cone | in_polar) & (torch.maximum(x, y) <= RIDGE)  # z alone: no ray of the curve
+    return _Cases(in_cone, in_polar, inside, polar, ((x <= 0) & (y <= 0) | ridge) & ~inside & ~polar)
+
+
+def _member(v: Float64[Tensor, "*batch 3"]) -> Bool[Tensor, "*batch 1"]:
+    x, y, z = v.split(1, -1)
+    return (y > 0) & (z > 0) & (x <= y * (torch.log(_positive(z)) - torch.log(_positive(y))))
+
+
+def _polar_member(v: Float64[Tensor, "*batch 3"]) -> Bool[Tensor, "*batch 1"]:
+    x, y, z = v.split(1, -1)
+    return (x > 0) & (z < 0) & (y <= x * (1 + torch.log(_positive(-z)) - torch.log(_positive(x))))
 
 
 def _root(v: Float64[Tensor, "*batch 3"]) -> Float64[Tensor, "*batch 1"]:
@@ -206,12 +218,12 @@ def _log_residual(rho: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return value, 1 + 0.5 * (da - db) - share * (dq - 0.5 * (da + db))
 
 
-def _tangential(frame: _Frame, v: Float64[Tensor, "*batch 3"]) -> tuple[_Frame, Tensor, Tensor]:
+def _tangential(frame: _Frame, v: Float64[Tensor, "*batch 3"]) -> tuple[Tensor, Tensor]:
     """d = P σₑ / (P σₑ + Y σₙ), and the denominator; on the boundary of K, Y = 0, d = 1."""
     P, Y = (frame.e * v).sum(-1), (frame.n * v).sum(-1)
     pull, push = torch.where(P > 0, P, 0.0) * frame.se, torch.where(Y > 0, Y, 0.0) * frame.sn
     resistance = (pull + push).clamp_min(TINY)
-    return frame, pull / resistance, resistance
+    return pull / resistance, resistance
 
 
 def _anywhere(v: Float64[Tensor, "*batch 3"]) -> Float64[Tensor, " 3"]:

@@ -184,14 +184,15 @@ class _Point(NamedTuple):
     curved: Bool[Tensor, "*batch 1"]
     plain: Float64[Tensor, "*batch dim"]  # DΠ's diagonal where it is not curved
     alphas: Float64[Tensor, " m"]
+    size: Float64[Tensor, "*batch 1"]  # DΠ is that of v/size
     root: Float64[Tensor, "*batch 1"]
-    origin: Float64[Tensor, "*batch dim"]
-    slope: Float64[Tensor, "*batch dim"]  # ∂s/∂v
+    origin: Float64[Tensor, "*batch dim"]  # v/size
+    slope: Float64[Tensor, "*batch dim"]  # ∂s/∂(v/size)
 
     def apply(self, v: Float64[Tensor, "*batch dim"], dv: Tensor) -> Float64[Tensor, "*batch dim"]:
         """DΠ(v) dv, to first order around the point."""
         m = len(self.alphas)
-        v = torch.where(self.curved, v, _anywhere(v, m))
+        v = torch.where(self.curved, v / self.size, _anywhere(v, m))
         s = self.root + (self.slope * (v - self.origin)).sum(-1, keepdim=True)
         at = _curve(v[..., :m], v[..., m:], s, self.alphas)
         dx, dz = dv[..., :m], dv[..., m:]
@@ -206,40 +207,42 @@ def _point(v: Float64[Tensor, "*batch dim"], exponents: tuple[float, ...], large
     v, m = v.detach(), len(exponents)
     alphas = torch.tensor(exponents, dtype=v.dtype, device=v.device)
     size = v.abs().amax(-1, keepdim=True)
-    unit = v / torch.where(size > 0, size, 1.0)
+    size = torch.where(size == 0, 1.0, size)
+    unit = v / size
     x, z = unit[..., :m], unit[..., m:]
-    flat = torch.linalg.vector_norm(z, dim=-1, keepdim=True) <= SMALLEST
-    inside, polar = _cases(x, torch.where(flat, 0.0, z), alphas, largest)
+    zeta = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    flat = zeta <= SMALLEST
+    in_cone, in_polar, inside, polar = _cases(x, zeta, alphas, largest)
     curved = ~(inside | polar | flat)
     support = (x >= 0 if largest else x > 0).to(v.dtype)
     on_flat = torch.cat([support, _isotropic(x, alphas).expand_as(z)], -1)
     plain = torch.where(inside, 1.0, torch.where(polar, 0.0, on_flat))
-    unit = torch.where(curved, unit, _anywhere(v, m))
-    root = _root(unit[..., :m], unit[..., m:], alphas)
-    origin = torch.where(curved, v, _anywhere(v, m))
+    origin = torch.where(curved, unit, _anywhere(v, m))
+    root = _root(origin[..., :m], origin[..., m:], alphas)
     at = _curve(origin[..., :m], origin[..., m:], root, alphas)
     ds_dx = at.A * (at.zeta / (at.b * at.U).clamp_min(TINY))
     slope = torch.cat([ds_dx, -(ds_dx * origin[..., :m]).sum(-1, keepdim=True) / at.zeta * at.direction], -1)
-    value = torch.where(curved, torch.cat([at.x, at.r * at.direction], -1), torch.where(inside, v, plain * v))
-    return _Point(value, curved, plain, alphas, root, origin, slope)
+    on_curve = size * torch.cat([at.x, at.r * at.direction], -1)
+    outside = torch.where(in_polar, 0.0, torch.where(curved, on_curve, plain * v))
+    value = torch.where(in_cone & ~(in_polar & ~inside), v, outside)
+    return _Point(value, curved, plain, alphas, size, root, origin, slope)
 
 
-def _cases(x: Tensor, z: Tensor, alphas: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    """In K, and in its polar. A boundary, up to rounding, is the polar's, or if `largest` K's."""
-    zeta = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    inside = _product_bounds(x, zeta, alphas, closed=largest)
-    polar = _product_bounds(-x / alphas, zeta, alphas, closed=not largest)
-    return inside & ~(polar & (not largest)), polar & ~(inside & largest)
+def _cases(x: Tensor, zeta: Tensor, alphas: Tensor, largest: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In K and in its polar, up to rounding; the same with what is a boundary given to the polar, or if
+    `largest` to K: v is in K up to rounding if x + ε is, and in its interior if x - ε is.
+    """
+    in_cone = _member(x + ROUNDING, zeta, alphas)
+    in_polar = _member((ROUNDING - x) / alphas, zeta, alphas)
+    if largest:
+        return in_cone, in_polar, in_cone, _member((-ROUNDING - x) / alphas, zeta, alphas) & ~in_cone
+    return in_cone, in_polar, _member(x - ROUNDING, zeta, alphas) & ~in_polar, in_polar
 
 
-def _product_bounds(x: Tensor, zeta: Tensor, alphas: Tensor, closed: bool) -> Bool[Tensor, "*batch 1"]:
-    """Πᵢ xᵢ^αᵢ >= ζ for x >= 0; > if not `closed`: up to the rounding of each variable relative to |v| = 1."""
-    logs = alphas * torch.log(x.clamp_min(TINY))
-    bound = torch.exp(logs.sum(-1, keepdim=True))
-    gradient = 1 + bound * (1 + logs.abs() + alphas / x.clamp_min(TINY)).sum(-1, keepdim=True)
-    if closed:
-        return (x >= 0).all(-1, keepdim=True) & ((bound - zeta >= -ROUNDING * gradient) | (zeta == 0))
-    return (x > 0).all(-1, keepdim=True) & (bound - zeta > ROUNDING * gradient)
+def _member(x: Tensor, zeta: Tensor, alphas: Tensor) -> Bool[Tensor, "*batch 1"]:
+    """Πᵢ xᵢ^αᵢ >= ζ, x > 0."""
+    bound = torch.exp((alphas * torch.log(x.clamp_min(TINY))).sum(-1, keepdim=True))
+    return (x > 0).all(-1, keepdim=True) & (bound >= zeta)
 
 
 def _isotropic(x: Float64[Tensor, "*batch m"], alphas: Float64[Tensor, " m"]) -> Float64[Tensor, "*batch 1"]:
@@ -276,7 +279,7 @@ def _anywhere(v: Float64[Tensor, "*batch dim"], m: int) -> Float64[Tensor, " dim
 def _normals(
     x: Tensor, z: Tensor, unit: Tensor, exponents: tuple[float, ...], sign: float
 ) -> Float64[Tensor, "*batch c dim"]:
-    """Unit normals (sign αᵢζ/xᵢ, ẑ) of Πᵢ (xᵢ/unitᵢ)^αᵢ = ζ at boundary points near an inner (x, z), and of x = 0."""
+    """(sign αᵢζ/xᵢ, ẑ), normed, at the boundary points Πᵢ (xᵢ/unitᵢ)^αᵢ = ζ near (x, z); of xᵢ = 0 too."""
     alphas = torch.tensor(exponents, dtype=x.dtype, device=x.device)
     zeta = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
     direction = z / torch.where(zeta > 0, zeta, 1.0)

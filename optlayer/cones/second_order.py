@@ -81,7 +81,7 @@ def _case(v: Float64[Tensor, "*batch dim"]) -> tuple[Bool[Tensor, "*batch 1"], B
     t, length = v[..., :1], torch.linalg.vector_norm(v[..., 1:], dim=-1, keepdim=True)
     rounding = ROUNDING * (t.abs() + length)
     inside = t - length > rounding
-    return inside, ~inside & (t + length > rounding) & (length > 0)
+    return inside, ~(inside | (t + length <= rounding) | (length == 0))  # NaN is mixed, and stays NaN
 
 
 def _polar(v: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +100,7 @@ def _frame(direction: Float64[Tensor, "*batch k"]) -> Float64[Tensor, "*batch di
     k = direction.shape[-1]
     half = torch.full_like(direction[..., :1], 0.5**0.5)
     if k == 0:
-        return torch.ones_like(half[..., None])[..., :1]
+        return direction.new_ones(*direction.shape[:-1], 1, 1)
     plus, minus = torch.cat([half, half * direction], -1), torch.cat([half, -half * direction], -1)
     identity = torch.eye(k, dtype=direction.dtype, device=direction.device)
     u = direction + torch.where(direction[..., :1] < 0, -1.0, 1.0) * identity[0]

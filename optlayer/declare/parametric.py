@@ -1,11 +1,12 @@
 r"""Problems whose data are not affine in the parameters, rewritten until they are.
 
 cvxpy's parametrized form needs DPP: every product has its parameters in one factor only, and enters
-them affinely. Four rewritings, none of which changes the solution, bring most problems there:
+them affinely. Five rewritings, none of which changes the solution, bring most problems there:
 
     g(p), without variables, not affine      -> a parameter of the lowered problem, computed in torch
     e / g(p)                                 -> (1 / g(p)) * e
     f * (a + b),  f * (h * e)                -> f * a + f * b,  (f * h) * e      f, h without variables
+    f * quad_form(x, P)                      -> quad_form(x, f * P)
     f * g(A(p) x + b(p))                     -> f * g(t)  with  t == A(p) x + b(p)
 """
 
@@ -109,6 +110,9 @@ class _Lowering:
                 return reduce(add, [self._rewriting.of(cp.multiply(factor, arg)) for arg in other.args])
             if type(other).__name__ == "NegExpression":
                 return -self._rewriting.of(cp.multiply(factor, other.args[0]))
+            if type(other).__name__ == "QuadForm" and factor.is_nonneg() and other.args[1].is_psd():
+                scaled = cp.psd_wrap(cp.multiply(factor, other.args[1]))
+                return self._rewriting.of(cp.quad_form(other.args[0], scaled))
             inner = _factors(other)
             if inner is not None:
                 return self._rewriting.of(cp.multiply(cp.multiply(factor, inner[0]), inner[1]))

@@ -7,11 +7,14 @@
 otherwise: a norm may be at its apex, an eigenvalue may be double, and the canonical form does not mind.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import cvxpy as cp
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 from torch.func import vmap
 
 from optlayer.declare import discipline
@@ -25,6 +28,7 @@ from optlayer.declare.smooth import SmoothCompiler
 from optlayer.declare.translate import translate
 from optlayer.errors import DeclarationError
 from optlayer.forms import Reference, ReferenceProblem
+from optlayer.forms.affine import Gather
 from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import KKTForm
 from optlayer.forms.readout import Readout
@@ -106,10 +110,23 @@ def _cone(declaration: Declared) -> Compiled:
         A=canonical.A,
         b=canonical.b,
         dual=canonical.cone.dual,
+        seen=_seen(canonical.n, canonical.variables),
         owners=tuple(names[i] if i >= 0 else "" for i in canonical.rows.tolist()),
         reference=_reference(declaration, posed, attributes=True),
     )
-    return _compiled(declaration, posed, form, canonical.variables, canonical.duals, "cone")
+    duals = tuple(
+        tuple(replace(gather, shape=dual.shape) for gather, dual in zip(gathers, constraint.dual_variables))
+        for gathers, constraint in zip(canonical.duals, posed.constraints, strict=True)
+    )  # in the shapes that are declared; the values cvxpy hands out have others at times
+    return _compiled(declaration, posed, form, canonical.variables, duals, "cone")
+
+
+def _seen(n: int, variables: tuple[Gather, ...]) -> Bool[Tensor, " n"]:
+    """Coordinates of x that are part of a variable of the user's."""
+    seen = torch.zeros(n, dtype=torch.bool)
+    for gather in variables:
+        seen[gather.index[gather.coefficient != 0]] = True
+    return seen
 
 
 def _check_values(declaration: Declared, posed: Posed) -> None:

@@ -40,6 +40,7 @@ class Local(NamedTuple):
     h: Float64[Tensor, "B p"]
     A: Float64[Tensor, "B p n"]  # ∂h
     dual: Product  # K*, the cone of the multipliers of -g ∈ K
+    auxiliary: bool = False  # x holds variables that are not the user's, and have no scale of their own
 
 
 class Point(NamedTuple):

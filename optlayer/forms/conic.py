@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from optlayer.cones import Product
@@ -34,6 +34,7 @@ class ConicForm(KKTForm):
     A: AffineMap  # (p + m, n)
     b: AffineMap  # (p + m,)
     dual: Product  # K*
+    seen: Bool[Tensor, " n"]  # coordinates of x that are part of a variable of the user's
     owners: tuple[str, ...]  # the constraint each row of A comes from; "" for an atom's or an attribute's
     reference: Reference
     quadratic: bool = True
@@ -64,7 +65,7 @@ class ConicForm(KKTForm):
         flat = self._flat(point.x, theta)
         P, G, A = self.curvature(point, *theta)
         h, g = self._split(matvec(self.A(flat), point.x) - self.b(flat))
-        return Local(matvec(P, point.x) + self.q(flat), P, g, G, h, A, self.dual)
+        return Local(matvec(P, point.x) + self.q(flat), P, g, G, h, A, self.dual, auxiliary=True)
 
     def value(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> Float64[Tensor, " B"]:
         """½xᵀPx + qᵀx + d, batched."""

@@ -28,11 +28,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
-from torch.func import jvp
 
 from optlayer.cones import Product, Spectrum
 from optlayer.forms import Curvature, Domain, Local, Point, Reference
-from optlayer.linsolve import matvec, solve
+from optlayer.linsolve import matvec, push, solve
 
 PROBES = 8
 
@@ -47,6 +46,7 @@ class KKTForm:
     m: int  # rows of g
     p: int  # rows of h
     domain: Domain | None = None
+    seen: Bool[Tensor, " n"]  # coordinates of x that are part of a variable of the user's
 
     def rows(self, point: Point, *theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """∇f + Gᵀλ + Aᵀν, g and h, batched and differentiable."""
@@ -134,7 +134,7 @@ class Instance:
         for _ in range(PROBES):
             signs = [torch.randint(0, 2, t.shape, generator=generator) * 2.0 - 1.0 for t in self.theta]
             move = tuple(t * sign for t, sign in zip(self.theta, signs, strict=True))
-            changes.append(jvp(lambda *theta: self.form.residual(u, *theta, tau), self.theta, move)[1])
+            changes.append(push(lambda *theta: self.form.residual(u, *theta, tau), self.theta, move))
         return torch.stack(changes).abs().amax(0)
 
     @cached_property
@@ -148,9 +148,10 @@ class Instance:
         """f, g, h to second order at a point."""
         if not self.form.quadratic:
             return self.form.local(point, *self.theta)
-        q, P, g0, G, h0, A, dual = self.origin
-        x = point.x
-        return Local(matvec(P, x) + q, P, matvec(G, x) + g0, G, matvec(A, x) + h0, A, dual)
+        x, (q, P, g0, G, h0, A, *_) = point.x, self.origin
+        return self.origin._replace(
+            gradient=matvec(P, x) + q, g=matvec(G, x) + g0, h=matvec(A, x) + h0
+        )
 
 
 class Step(NamedTuple):

@@ -58,6 +58,11 @@ class SmoothForm(KKTForm):
         rows = [_pattern(A, self.p, self.n), _pattern(G, self.m, self.n)]
         return _pattern(P, self.n, self.n), np.vstack(rows)
 
+    @cached_property
+    def seen(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
+        """All of them."""
+        return torch.ones(self.n, dtype=torch.bool)
+
     # ------------------------------------------------------------------------------------ batched
 
     def rows(self, point: Point, *theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -172,7 +172,7 @@ def test_the_violated_constraint_is_named(kind, method):
     problem = cp.Problem(cp.Minimize(cp.sum(stock)), [stock >= demand, cap])
     layer = OptLayer.from_problem(problem, method=method)
     layer(torch.tensor([0.1, 0.2, 0.3], dtype=F64))
-    with pytest.raises(InfeasibleError, match=all_of("infeasible", "stock", "violated by")):
+    with pytest.raises(InfeasibleError, match=all_of("infeasible", "stock")):
         layer(torch.tensor([0.1, 5.0, 0.3], dtype=F64))
 
 

@@ -317,9 +317,9 @@ def test_a_product_of_parameters_beside_an_atom_that_is_not_smooth():
         assert all(name in text for name in ("price", "rate", "norm1"))
         assert any(word in text for word in ("instead", "write", "new parameter", "one parameter"))
     else:
-        data = (torch.tensor([1.0, -2, 0.5], dtype=F64), *torch.tensor([0.5, 2.0], dtype=F64))
+        data = (torch.tensor([1.3, -2, 0.5], dtype=F64), *torch.tensor([0.5, 2.0], dtype=F64))
         cvxpy_solve(problem, parameters, data)
-        close(layer(*data), primal_of(problem.variables()[0]), 1e-6)
+        close(layer(*data), primal_of(problem.variables()[0]), 1e-5)
         assert torch.autograd.gradcheck(layer, leaves(data), check_forward_ad=True)
 
 
@@ -336,7 +336,7 @@ def test_what_is_not_dpp_on_the_cone_route():
         assert "smooth" in str(error)  # noqa: PT017
     else:
         cvxpy_solve(problem, [metric, q], data)
-        close(layer(*data), primal_of(z), 1e-6)
+        close(layer(*data), primal_of(z), 1e-5)
 
 
 def test_a_smooth_problem_that_is_not_dpp(rng):
