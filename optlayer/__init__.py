@@ -1,5 +1,6 @@
 """optlayer: write a convex problem once; get a torch module whose output is its argmin."""
 
+from optlayer.compat import CvxpyLayer as CvxpyLayer
 from optlayer.errors import DeclarationError as DeclarationError
 from optlayer.errors import InaccurateError as InaccurateError
 from optlayer.errors import InfeasibleError as InfeasibleError

@@ -29,6 +29,7 @@ from optlayer.linsolve import matvec
 from optlayer.solution import Residuals
 
 FLOOR = 1e-7  # of a row's reach: rounding in a row of zeros
+ROOM = 10.0  # how much rounding auxiliary variables may gather
 PASSES = 3  # constraints that a scale is handed on through
 ROUNDING = 5e-17  # of the largest multipliers: rounding in the others
 
@@ -69,10 +70,11 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
     H, G, A = at.hessian.abs(), at.G.abs(), at.A.abs()
     terms = matvec(H, x) + at.gradient.abs() + matvec(G.mT, lam) + matvec(A.mT, nu)
     if at.auxiliary:
-        lengths = _reached(at, point)
+        lengths, widest = _reached(at, point.x), ROOM * extent(at, point.x)
         terms = terms + _passed_on(at, point.x, lengths)
     else:
-        lengths = _lengths(at, point, terms).clamp_min(unit)
+        lengths = widest = _lengths(at, point, terms).clamp_min(unit)
+    widest = torch.maximum(lengths, widest)
     inequality, reach = _row_scale(at.G, at.g, point.x), matvec(G, lengths)
     # λ_i counts in the row where it weighs most: the least of s_j / |G_ij|.
     weights = torch.where(G > 0, terms.unsqueeze(1) / G, torch.inf)
@@ -80,8 +82,8 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
     largest = at.dual.over_blocks
     return Scales(
         terms + unit * FLOOR * H.sum(2),
-        largest(inequality + FLOOR * reach),
-        _row_scale(at.A, at.h, point.x) + FLOOR * matvec(A, lengths),
+        largest(inequality + FLOOR * matvec(G, widest)),
+        _row_scale(at.A, at.h, point.x) + FLOOR * matvec(A, widest),
         -largest(-least),
         largest(inequality + reach),
         largest(ROUNDING * _largest(terms) / _largest(G, keepdim=False)),
@@ -109,15 +111,28 @@ def _length(at: Local, point: Point) -> Float64[Tensor, "B 1"]:
     return torch.cat(lengths, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
 
 
-def _reached(at: Local, point: Point) -> Float64[Tensor, "B n"]:
+def _reached(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B n"]:
     """A length for each coordinate, auxiliary ones included: what the rows it stands in allow for.
 
     x̂_k = max(|x_k|, min_i r_i / |A_ik|) with r_i = |A||x| + |b|, and no less than rounding in the largest.
     """
-    A, x = torch.cat([at.A, at.G], 1), point.x
+    A = torch.cat([at.A, at.G], 1)
     rows = torch.cat([_row_scale(at.A, at.h, x), at.dual.over_blocks(_row_scale(at.G, at.g, x))], 1)
     reached = _least((rows.unsqueeze(2) / A.abs()).mT)
-    return torch.maximum(torch.maximum(x.abs(), reached), FLOOR * _length(at, point))
+    return torch.maximum(torch.maximum(x.abs(), reached), FLOOR * extent(at, x))
+
+
+def extent(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 1"]:
+    """The largest length that the data hold: max |b_i| / |A_ij|, and |q_j| / |P_jj|.
+
+    1 where they hold none: the problem is then homogeneous, its solution 0, and the unit the user's own.
+    """
+    A = torch.cat([at.A, at.G], 1).abs()
+    b = torch.cat([at.h - matvec(at.A, x), at.g - matvec(at.G, x)], 1).abs()
+    q = (at.gradient - matvec(at.hessian, x)).abs()
+    ratios = [(b.unsqueeze(2) / A).flatten(1), q / at.hessian.diagonal(dim1=1, dim2=2)]
+    largest = torch.cat(ratios, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
+    return torch.where(largest > 0, largest, 1.0)
 
 
 def _passed_on(at: Local, x: Tensor, lengths: Tensor) -> Float64[Tensor, "B n"]:

@@ -140,6 +140,9 @@ def unexplained(
         )
         return Failure(Status.INACCURATE, why, rows.max().item())
     if not rows.isfinite().all():
+        if point.x.isfinite().all():
+            why = f"{words}; from there Newton's method leaves for ever: the infimum may not be attained"
+            return Failure(Status.INACCURATE, why)
         stopped = claim == Status.INACCURATE
         return Failure(Status.INACCURATE if stopped else Status.FAILED, words)
     worst = list(Residuals.__dataclass_fields__)[int(rows.argmax())]

@@ -14,20 +14,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from optlayer import certify, failures
 from optlayer.engines import Answer
 from optlayer.engines.ask import ask
 from optlayer.forms import Point
+from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import Instance, KKTForm, reduce
 from optlayer.linsolve import solve as solve_linear
 from optlayer.modes import without_saved_tensor_hooks
 from optlayer.plan import Call, Outcome, Plan
-from optlayer.polish import Polished, in_domain, polish
+from optlayer.polish import Polished, in_domain, polish, restlessness
 from optlayer.report import Failure, explain
 from optlayer.solution import Status
+
+STRIDE = 1e3  # growth of x from an engine's answer to the polished one that is no polish any more
+RESTLESS = 1e-3  # a relative Newton step that says "not a minimum"
+ROUNDED = 1e-11  # residual up to which there is no doubt
+FAR = 1e5  # lengths of the data that an argmin may measure without being suspect
 
 
 def solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
@@ -139,10 +145,33 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     lam, nu = y.split([form.m, form.p], 1)
     polished = polish(problem, Point(x, form.dual.project(lam), nu))
     residuals = _certificate(problem, polished, tolerance)
+    residuals[_ran_away(problem, x, polished.point.x) | _restless(problem, polished, residuals)] = torch.inf
     named = index.tolist()
     claims = dict(zip(named, answer.claims, strict=True))
     words, rays = dict(zip(named, answer.words, strict=True)), _rays(form, answer, named)
     return _Attempt(polished, residuals, iterations, claims, words, rays)
+
+
+def _ran_away(problem: Instance, start: Tensor, x: Tensor) -> Bool[Tensor, " B"]:
+    """Whether Newton left for infinity, where an infimum that is not attained passes every relative test.
+
+    Only of cone programmes: anything else has a scale of its own in every row.
+    """
+    if not isinstance(problem.form, ConicForm):
+        return torch.zeros(len(x), dtype=torch.bool)
+    size, far = x.abs().amax(1), FAR * certify.extent(problem.origin, torch.zeros_like(x)).squeeze(1)
+    return (size > STRIDE * start.abs().amax(1)) & (size > far)
+
+
+def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Tensor, " B"]:
+    """Whether Newton, which ends at rounding error where there is a minimum, ended short of it and on its way."""
+    rows = residuals.amax(1)
+    short = _indices(torch.isfinite(rows) & (rows > ROUNDED))
+    moving = torch.zeros(len(rows), dtype=torch.bool)
+    if len(short) and isinstance(problem.form, ConicForm):
+        some, point = problem.rows(short), Point(*(part[short] for part in found.point))
+        moving[short] = restlessness(some, point) > RESTLESS
+    return moving
 
 
 def _rays(form: KKTForm, answer: Answer, named: list[int]) -> dict[int, Point]:

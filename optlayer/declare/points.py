@@ -1,5 +1,6 @@
 """Random points of the domain, at which a declaration is probed when it is compiled."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,7 +36,9 @@ def _candidates(leaves: Sequence[Any]) -> Iterator[Point]:
 def _admissible(leaf: Any, value: np.ndarray) -> Tensor:
     """The value, moved into the leaf's attributes where it is a parameter."""
     if isinstance(leaf, cp.Parameter) and leaf.num_attributes:
-        value = leaf.project(value)
+        with warnings.catch_warnings():  # cvxpy complains of its own way with sparse leaves
+            warnings.filterwarnings("ignore", "Accessing a sparse CVXPY expression", RuntimeWarning)
+            value = leaf.project(value)
         value = value.toarray() if hasattr(value, "toarray") else value
     return torch.as_tensor(np.array(value, dtype=float))
 
