@@ -23,10 +23,10 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 from tqdm import trange
 
-from _style import BLUE, FAINT, FIGURES, GOLD, GREEN, INK, MUTED, RED, save
+from _style import BLUE, FAINT, FIGURES, GREEN, INK, MUTED, RED, save
 from optlayer import OptLayer
 
-SAMPLES, FEATURES, STEPS = 60, 40, 40
+SAMPLES, FEATURES, STEPS = 60, 40, 30
 TRUTH = (3.0, -2.0, 1.5, -1.0, 0.7, 0.4)  # the coefficients that are not zero
 NOISE = 1.5
 STARTS = (0.004, 1.5)  # two learners, from below and from above
@@ -38,7 +38,7 @@ class Data(NamedTuple):
     y: Tensor
 
 
-class Path_(NamedTuple):
+class Descent(NamedTuple):
     """What the learners did: λ and the validation loss, before every step and after the last."""
 
     lambdas: Tensor
@@ -68,10 +68,10 @@ def loss_of(w: Tensor, data: Data) -> Tensor:
     return (w @ data.X.T - data.y).square().mean(-1)
 
 
-def learn(lasso: OptLayer, validation: Data) -> Path_:
+def learn(lasso: OptLayer, validation: Data) -> Descent:
     """Adam on θ = log λ, all starts as one batch."""
     theta = torch.tensor(STARTS, dtype=torch.float64).log().requires_grad_()
-    optimizer = torch.optim.Adam([theta], lr=0.3)
+    optimizer = torch.optim.Adam([theta], lr=0.4, betas=(0.5, 0.9))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     lambdas, losses = [], []
     for step in trange(STEPS + 1, desc="learning λ"):
@@ -83,7 +83,7 @@ def learn(lasso: OptLayer, validation: Data) -> Path_:
             loss.sum().backward()
             optimizer.step()
             schedule.step()
-    return Path_(torch.stack(lambdas), torch.stack(losses))
+    return Descent(torch.stack(lambdas), torch.stack(losses))
 
 
 def closed_form(w: Tensor, X: Tensor) -> Tensor:
@@ -97,29 +97,32 @@ def closed_form(w: Tensor, X: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------- drawing
 
 
-def figure(grid: Tensor, w: Tensor, losses: Tensor, path: Path_, learned: Tensor, file: Path) -> None:
+def figure(grid: Tensor, w: Tensor, losses: Tensor, path: Descent, learned: Tensor, file: Path) -> None:
     canvas, axes = plt.subplots(1, 3, figsize=(11, 3.5))
     draw_losses(axes[0], grid, losses, path)
-    draw_coefficients(axes[1], grid, w, path.lambdas[-1, 0])
+    draw_coefficients(axes[1], grid, w, path.lambdas[-1].mean().item())
     draw_learned(axes[2], learned)
     save(canvas, file)
 
 
-def draw_losses(axis: Axes, grid: Tensor, losses: Tensor, path: Path_) -> None:
-    axis.semilogx(grid, losses, color=MUTED, linewidth=1.2)
+def draw_losses(axis: Axes, grid: Tensor, losses: Tensor, path: Descent) -> None:
+    axis.loglog(grid, losses, color=MUTED, linewidth=1.2)
     for lambdas, values, color, name in zip(path.lambdas.T, path.losses.T, (BLUE, RED), ("below", "above")):
         axis.plot(lambdas, values, "o-", color=color, markersize=4, linewidth=0.8, label=f"from {name}")
     axis.plot(path.lambdas[-1], path.losses[-1], "o", color=INK, markersize=6)
-    axis.set(title="validation loss", xlabel="$\\lambda$", xlim=(grid[0], grid[-1]), ylim=(0, None))
-    axis.legend(title="40 steps of Adam", loc="upper center")
+    axis.set(title="validation loss", xlabel="$\\lambda$", xlim=grid[[0, -1]].tolist())
+    axis.set_yticks([3, 5, 10], ["3", "5", "10"])
+    axis.minorticks_off()
+    axis.legend(title=f"{STEPS} steps of Adam", loc="upper center")
 
 
-def draw_coefficients(axis: Axes, grid: Tensor, w: Tensor, learned: Tensor) -> None:
+def draw_coefficients(axis: Axes, grid: Tensor, w: Tensor, learned: float) -> None:
     for column, true in zip(w.T, truth()):
         axis.semilogx(grid, column, color=GREEN if true else MUTED, linewidth=1.6 if true else 0.6)
     axis.axvline(learned, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    axis.annotate("learned", (learned, 1), (4, -8), xycoords=("data", "axes fraction"), textcoords="offset points")
-    axis.set(title="coefficients; green: those that matter", xlabel="$\\lambda$", xlim=(grid[0], grid[-1]))
+    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    axis.annotate("learned", (learned, 1), (4, -8), **place)
+    axis.set(title="coefficients; green: those that matter", xlabel="$\\lambda$", xlim=grid[[0, -1]].tolist())
 
 
 def draw_learned(axis: Axes, w: Tensor) -> None:
@@ -128,7 +131,7 @@ def draw_learned(axis: Axes, w: Tensor) -> None:
     axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
     axis.bar(places, truth()[order], color=FAINT, width=0.9, label="truth")
     axis.plot(places, w[order], "o", color=BLUE, markersize=4, label="learned")
-    axis.set(title="coefficients at the learned $\\lambda$", xlabel="feature, largest first", xticks=[0, 10, 20, 30, 40])
+    axis.set(title="coefficients at the learned $\\lambda$", xlabel="feature, largest first")
     axis.legend(loc="upper right")
 
 
@@ -146,12 +149,7 @@ def main(figures: Path = FIGURES) -> dict[str, float]:
     w, slope = torch.func.jvp(lasso, (learned,), (torch.ones_like(learned),))
     theirs = Lasso(learned.item(), fit_intercept=False, tol=1e-14, max_iter=100_000)
     theirs.fit(training.X.numpy(), training.y.numpy())
-
-    print(f"λ learned      {', '.join(f'{x:.4f} from {s:g}' for s, x in zip(STARTS, path.lambdas[-1]))}")
-    print(f"λ of the grid  {grid[losses.argmin()]:.4f}")
-    print(f"loss           {path.losses[-1, 0]:.4f}, on the grid {losses.min():.4f}")
-    print(f"support        {(w.abs() > ZERO).sum()} of {FEATURES} features, of the true {len(TRUTH)} all but "
-          f"{((w.abs() <= ZERO) & (truth() != 0)).sum()}")  # fmt: skip
+    support, true = w.abs() > ZERO, truth() != 0
     numbers = {
         "lambda": learned.item(),
         "spread": (path.lambdas[-1] / learned - 1).abs().max().item(),
@@ -159,9 +157,15 @@ def main(figures: Path = FIGURES) -> dict[str, float]:
         "grid": grid[losses.argmin()].item(),
         "gradient_error": (slope - closed_form(w, training.X)).abs().max().item(),
         "sklearn_distance": (w - torch.tensor(theirs.coef_)).abs().max().item(),
-        "support": int((w.abs() > ZERO).sum()),
-        "missed": int(((w.abs() <= ZERO) & (truth() != 0)).sum()),
+        "support": int(support.sum()),
+        "missed": int((true & ~support).sum()),
     }
+    print(f"λ learned      {', '.join(f'{x:.4f} from {s:g}' for s, x in zip(STARTS, path.lambdas[-1]))}")
+    print(f"λ of the grid  {numbers['grid']:.4f}")
+    print(f"loss           {path.losses[-1, 0]:.4f}, on the grid {losses.min():.4f}")
+    print(
+        f"features       {numbers['support']} of {FEATURES}, {numbers['missed']} of those that matter missed"
+    )
     print(f"dw/dλ          {numbers['gradient_error']:.0e} from its closed form")
     print(f"scikit-learn   {numbers['sklearn_distance']:.0e} away")
     figure(grid, coefficients, losses, path, w, figures / "lasso.png")

@@ -66,12 +66,12 @@ def draw_plane(axis: Axes, A: Tensor, b: Tensor, x: Tensor) -> None:
     objective = 0.5 * rows.abs().sum(-1)
     axis.axvspan(WINDOW[0], 0, color=FAINT, linewidth=0)
     axis.axhspan(WINDOW[0], 0, color=FAINT, linewidth=0)
-    levels = 0.5 * (A @ x - b).abs().sum() + 0.15 * torch.arange(16)
-    axis.contour(side, side, objective, levels=levels, cmap="Blues_r", linewidths=0.9)
+    levels = 0.5 * (A @ x - b).abs().sum() + 0.15 * torch.arange(24)
+    axis.contour(side, side, objective, levels=levels, colors=[BLUE], linewidths=0.7)
     for row in rows.unbind(-1):
         axis.contour(side, side, row, levels=[0], colors=[GOLD], linewidths=1.4)
     axis.plot(*x, "o", color=RED, markersize=7, zorder=3)
-    axis.annotate("$x^*$", tuple(x), (6, 5), textcoords="offset points", color=RED, fontsize=12)
+    axis.annotate("x*", tuple(x), (6, 5), textcoords="offset points", color=RED, fontsize=11)
     axis.set(xlim=WINDOW, ylim=WINDOW, aspect="equal", xticks=[0, 1], yticks=[0, 1])
     axis.set(xlabel="$x_1$", ylabel="$x_2$", title="level sets; on a golden line a row vanishes")
 

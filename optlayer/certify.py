@@ -164,14 +164,13 @@ def _least(ratios: Float64[Tensor, "B r c"]) -> Float64[Tensor, "B r"]:
 
 def residuals(at: Local, point: Point, scale: Scales) -> Residuals:
     """The certificate's four numbers per sample; NaN where the point is not a number."""
-    project = at.dual.project
     lam, g = over(point.lam, scale.multiplier), over(at.g, scale.inequality)
-    violation = torch.cat([over(project(at.g), scale.inequality), over(at.h, scale.equality)], 1)
+    violation, nearest, natural = at.dual.project(torch.stack([g, lam, lam + g]))
     return Residuals(
         stationarity=_worst(over(stationarity(at, point.lam, point.nu), scale.stationarity)),
-        primal=_worst(violation),
-        dual=_worst(lam - project(lam)),
-        complementarity=_worst(lam - project(lam + g)),
+        primal=_worst(torch.cat([violation, over(at.h, scale.equality)], 1)),
+        dual=_worst(lam - nearest),
+        complementarity=_worst(lam - natural),
     )
 
 

@@ -49,6 +49,7 @@ class _Iterate(NamedTuple):
     x: Tensor
     v: Tensor
     nu: Tensor
+    projected: Tensor  # Π(v) = τλ
     merit: Float64[Tensor, " B"]  # worst relative row of the normal map; inf where undefined
 
 
@@ -94,8 +95,9 @@ def restlessness(problem: Instance, point: Point) -> Float64[Tensor, " B"]:
 
 def _begin(at: Local, point: Point, tau: Tensor) -> _Iterate:
     """v = τλ - s with s = Π_K(-g) at a point, not judged yet."""
+    v = tau * point.lam + at.g - at.dual.project(at.g)
     unknown = torch.full_like(point.x[:, 0], torch.inf)
-    return _Iterate(point.x, tau * point.lam + at.g - at.dual.project(at.g), point.nu, unknown)
+    return _Iterate(point.x, v, point.nu, at.dual.project(v), unknown)
 
 
 def _step(
@@ -109,10 +111,12 @@ def _step(
 ) -> tuple[_Iterate, Local, Scales]:
     """One Newton step for the running samples, halved until it stays in the domain."""
     dx, v, nu = _newton(now, at, tau)
+    projected = at.dual.project(v)
     t = torch.where(running, 1.0, 0.0)
     for _ in range(HALVINGS):
-        full = _where(running, _Iterate(domain.move(now.x, t[:, None] * dx), v, nu, now.merit), now)
-        point = _point(problem, full, tau)
+        moved = _Iterate(domain.move(now.x, t[:, None] * dx), v, nu, projected, now.merit)
+        full = _where(running, moved, now)
+        point = _point(full, tau)
         new_at = problem.at(point)
         new_scale = scales(new_at, point, problem.unit).floored
         merit = torch.where(domain.holds(full.x), _merit(new_at, full, tau, new_scale), torch.inf)
@@ -124,8 +128,7 @@ def _step(
 
 def _newton(now: _Iterate, at: Local, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Δx, v⁺, ν⁺."""
-    projected = at.dual.project(now.v)
-    residual = (-stationarity(at, projected / tau, now.nu), now.v - projected - at.g, -at.h)
+    residual = (-stationarity(at, now.projected / tau, now.nu), now.v - now.projected - at.g, -at.h)
     reduced = reduce(at, at.dual.spectrum(now.v), tau)
     step = reduced.solve(*residual)
     inconsistent = step.miss > CONSISTENT
@@ -158,10 +161,9 @@ def _size(blocks: Float64[Tensor, "B r c"]) -> Float64[Tensor, "B 1"]:
 
 def _merit(at: Local, now: _Iterate, tau: Tensor, scale: Scales) -> Tensor:
     """The worst row of F(u), relative; where g is curved an inactive v is simply read off g."""
-    projected = at.dual.project(now.v)
     rows = [
-        (stationarity(at, projected / tau, now.nu), scale.stationarity),
-        (at.g - now.v + projected, scale.inequality),
+        (stationarity(at, now.projected / tau, now.nu), scale.stationarity),
+        (at.g - now.v + now.projected, scale.inequality),
         (at.h, scale.equality),
     ]
     worst = torch.cat([over(r, s).abs() for r, s in rows], 1).amax(1)
@@ -170,7 +172,7 @@ def _merit(at: Local, now: _Iterate, tau: Tensor, scale: Scales) -> Tensor:
 
 def _settle(problem: Instance, best: _Iterate, tau: Tensor) -> Polished:
     """Put x on its active bounds, read λ, form v anew in the final scale, snap ties to the kink."""
-    point = _point(problem, best, tau)
+    point = _point(best, tau)
     point = point._replace(x=_on_bounds(problem.at(point), point))
     at = problem.at(point)
     scale = scales(at, point, problem.unit)
@@ -206,8 +208,8 @@ def _on_bounds(at: Local, point: Point) -> Float64[Tensor, "B n"]:
     return point.x - matvec(at.G.mT, correction)
 
 
-def _point(problem: Instance, now: _Iterate, tau: Tensor) -> Point:
-    return Point(now.x, problem.form.dual.project(now.v) / tau, now.nu)
+def _point(now: _Iterate, tau: Tensor) -> Point:
+    return Point(now.x, now.projected / tau, now.nu)
 
 
 def _where(choose: Tensor, a: _Iterate, b: _Iterate) -> _Iterate:
@@ -216,6 +218,7 @@ def _where(choose: Tensor, a: _Iterate, b: _Iterate) -> _Iterate:
         torch.where(pick, a.x, b.x),
         torch.where(pick, a.v, b.v),
         torch.where(pick, a.nu, b.nu),
+        torch.where(pick, a.projected, b.projected),
         torch.where(choose, a.merit, b.merit),
     )
 

@@ -386,12 +386,14 @@ def exact_exponential(v: list[float]) -> list[mpmath.mpf]:
         return rho + mp.log(top / bottom) / 2 - mp.asinh(z / (2 * mp.sqrt(top * bottom)))
 
     width = mpmath.mpf(1)
-    while (
-        residual(high - width if low is None else low) > 0
-        or residual(low + width if high is None else high) < 0
-    ):
-        width *= 2
-    low, high = (high - width if low is None else low), (low + width if high is None else high)
+    if low is None:
+        while residual(high - width) > 0:
+            width *= 2
+        low = high - width
+    if high is None:
+        while residual(low + width) < 0:
+            width *= 2
+        high = low + width
     rho = bisected(residual, low, high)
     if rho > 120:  # e^ρ is out of the reach of 50 digits: the limit
         return [mpmath.mpf(0), mpmath.mpf(0), max(z, mpmath.mpf(0))]
@@ -438,9 +440,10 @@ def bisected(f: Callable[[mpmath.mpf], mpmath.mpf], low: mpmath.mpf, high: mpmat
 
 FACES = [
     [1.0, -1.0, 1e-9], [1e-9, -1.0, 1.0], [1e-9, -1.0, -1.0], [-1.0, 1e-9, 1e-9], [-1.0, 1e-9, -1.0],
-    [1.0, 1e-9, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, -1.0], [1.0, 0.0, 1.0], [1.0, 0.0, -1.0], [5.0, 0.0, 0.0],
-    [-1.0, -1.0, 1.0], [-1.0, -1.0, -1.0], [0.0, -1.0, 1.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [-1.0, 1.0, 0.0],
-    [0.0, 0.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, 2.0], [-1.0, -1.0, 1e3], [1e8, -1e8, 1e-8], [-1e8, 1e-8, 1.0],
+    [1.0, 1e-9, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, -1.0], [1.0, 0.0, 1.0], [1.0, 0.0, -1.0],
+    [5.0, 0.0, 0.0], [-1.0, -1.0, 1.0], [-1.0, -1.0, -1.0], [0.0, -1.0, 1.0], [-1.0, 0.0, 0.0],
+    [0.0, 0.0, -1.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, 2.0],
+    [-1.0, -1.0, 1e3], [1e8, -1e8, 1e-8], [-1e8, 1e-8, 1.0],
 ]  # fmt: skip
 
 

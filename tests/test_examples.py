@@ -50,6 +50,67 @@ def test_digits(tmp_path: Path) -> None:
     assert written(tmp_path) == ["digits.png"]
 
 
+def test_least_squares_l1(tmp_path: Path) -> None:
+    numbers = run("least_squares_l1", tmp_path)
+    assert numbers["residual"] < 1e-13
+    assert numbers["multiplier"] > 0.1  # the floor is felt
+    assert numbers["gradient_error"] < 1e-12
+    assert numbers["finite_difference_error"] < 1e-9
+    assert numbers["sign_error"] < 1e-12
+    assert numbers["rows_fitted"] == 1
+    assert written(tmp_path) == ["least_squares_l1.png"]
+
+
+def test_lasso(tmp_path: Path) -> None:
+    numbers = run("lasso", tmp_path)
+    assert numbers["spread"] < 0.02  # both learners stop at the same λ,
+    assert 0.8 < numbers["lambda"] / numbers["grid"] < 1.25  # two steps of the grid at most from its best
+    assert numbers["excess"] < 0
+    assert numbers["gradient_error"] < 1e-12
+    assert numbers["sklearn_distance"] < 1e-9
+    assert numbers["missed"] == 0
+    assert numbers["support"] <= 15
+    assert written(tmp_path) == ["lasso.png"]
+
+
+def test_robust_least_squares(tmp_path: Path) -> None:
+    numbers = run("robust_least_squares", tmp_path)
+    assert numbers["regime_errors"] == 0
+    assert min(numbers["met"], numbers["silent"]) > 50
+    assert numbers["envelope_error"] < 1e-12
+    assert numbers["attained_error"] < 1e-12
+    assert numbers["at_apex"] == 4
+    assert numbers["robust"] < 0.85 * numbers["least_squares"]
+    assert numbers["cosine"] > 0.98
+    assert written(tmp_path) == ["robust_least_squares.png"]
+
+
+def test_max_cut(tmp_path: Path) -> None:
+    numbers = run("max_cut", tmp_path)
+    assert 0.87856 * numbers["value"] < numbers["expected"] < numbers["maximum"] < numbers["value"]
+    assert numbers["best"] == pytest.approx(numbers["maximum"])
+    assert numbers["mean"] == pytest.approx(numbers["expected"], rel=0.01)
+    assert numbers["rank"] == 2
+    assert numbers["envelope_error"] < 1e-12
+    assert numbers["gradient_error"] < 1e-7
+    assert numbers["hessian_error"] < 1e-7
+    assert numbers["asymmetry"] < 1e-10
+    assert written(tmp_path) == ["max_cut.png"]
+
+
+def test_nearest_correlation(tmp_path: Path) -> None:
+    numbers = run("nearest_correlation", tmp_path)
+    assert numbers["residual"] < 1e-12
+    assert numbers["least_before"] < -0.5
+    assert numbers["least_after"] > -1e-12
+    assert numbers["diagonal_error"] < 1e-12
+    assert numbers["after"] < numbers["unweighted"] < numbers["before"]
+    assert numbers["after_weighted"] < numbers["before_weighted"]
+    assert numbers["unseen"] == 0
+    assert numbers["finite_difference_error"] < 1e-8
+    assert written(tmp_path) == ["nearest_correlation.png"]
+
+
 def written(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.stat().st_size > 10_000)
 

@@ -719,23 +719,20 @@ def _nodes(expression: cp.Expression) -> list[cp.Expression]:
 
 # --- refusals -------------------------------------------------------------------------------------
 
-EPIGRAPH = r"rewrite it with an epigraph variable t and the inequalities"
+CONE = 'the cone route takes it: leave method="auto", or pass "cone"'
 REFUSALS = [
-    (
-        cp.abs(Z),
-        r"abs\(Z\): abs is not smooth; " + EPIGRAPH + r" u - t and -u - t",
-    ),
-    (cp.max(Z - X), r"max is not smooth; " + EPIGRAPH + " u - t for each entry u"),
-    (cp.minimum(Z, 1), r"minimum is not smooth; " + EPIGRAPH + " t - u for each entry u"),
-    (1 + cp.norm1(Z), r"norm1\(Z\): norm1 is not smooth; .*; the norm is sum\(t\)"),
+    (cp.abs(Z), r"abs\(Z\): abs is not smooth; " + CONE),
+    (cp.max(Z - X), "max is not smooth; " + CONE),
+    (cp.minimum(Z, 1), "minimum is not smooth; " + CONE),
+    (1 + cp.norm1(Z), r"norm1\(Z\): norm1 is not smooth; " + CONE),
     (cp.norm_inf(Z), "norm_inf is not smooth"),
     (cp.norm2(Z), r'PnormApprox is not smooth where its argument is 0; pass method="smooth" if'),
     (cp.pnorm(Z, 3, approx=False), "Pnorm is not smooth where its argument is 0"),
     (cp.pos(Z), "maximum is not smooth"),
-    (cp.sum_largest(Z, 2), "sum_largest is not smooth; rewrite it with smooth atoms"),
+    (cp.sum_largest(Z, 2), "sum_largest is not smooth; " + CONE),
     (cp.lambda_max(cp.diag(Z)), "lambda_max is not smooth where eigenvalues"),
     (cp.prod(Z), "Prod is not convex; take logarithms"),
-    (cp.norm1(X), "norm1 is not smooth; it sees parameters only: compute it in torch and pass"),
+    (cp.cummax(X), "cummax is not smooth; it sees parameters only: compute it in torch and pass"),
     (cp.loggamma(Z), "is not smooth"),
     (cp.tv(cp.diag(Z)), "PnormApprox is not smooth"),
     (1j * Z[0], "is complex; write the real and the imaginary part separately"),
@@ -781,3 +778,32 @@ def test_refused_atoms_of_constants_are_constants() -> None:
     result: Translation = translate(cp.norm1(np.ones(3)) * Z, [Z], [])
     assert result.terms == {L}
     assert result.function(*tensors([z])).tolist() == [6.0, 9.0, -15.0]
+
+
+PARAMETRIC = {
+    "abs": cp.abs(X),
+    "norm1": cp.norm1(X),
+    "norm_inf": cp.norm_inf(X),
+    "max": cp.max(X),
+    "min": cp.min(X),
+    "maximum": cp.maximum(X, 0.1, -X),
+    "minimum": cp.minimum(X, 0.1),
+    "sum_largest": cp.sum_largest(X, 2),
+    "norm2": cp.norm2(X),
+    "sigma_max": cp.sigma_max(cp.diag(X)),
+    "normNuc": cp.normNuc(cp.diag(X)),
+    "lambda_max": cp.lambda_max(cp.diag(X)),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRIC)
+def test_atoms_of_parameters_alone_need_not_be_smooth(name):
+    """They are data: their value is cvxpy's, and torch differentiates them."""
+    expression = PARAMETRIC[name] * cp.sum(Z) if PARAMETRIC[name].ndim == 0 else PARAMETRIC[name] @ Z
+    x = torch.tensor([0.3, -1.2, 0.7], dtype=torch.float64)
+    translation = translate(expression, [Z], [X])
+    z = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    Z.value, X.value = z.numpy(), x.numpy()
+    assert torch.allclose(translation.function(z, x), torch.as_tensor(np.asarray(expression.value)))
+    assert torch.autograd.gradcheck(lambda x: translation.function(z, x), (x.requires_grad_(),))
+    assert translation.terms == {(1, True)}

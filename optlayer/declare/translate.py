@@ -21,6 +21,7 @@ from scipy import sparse
 from torch import Tensor
 
 from optlayer.declare.atoms_affine import AFFINE
+from optlayer.declare.atoms_parametric import PARAMETRIC
 from optlayer.declare.atoms_smooth import SMOOTH
 from optlayer.declare.operation import Atom, Function, Operation
 from optlayer.declare.refusals import complex_valued, refused, refused_apex, undeclared
@@ -155,11 +156,12 @@ class _Tape:
         return self.add(operation.apply, slots, terms)
 
     def _operation(self, atom: Atom) -> Operation:
-        rule = RULES.get(type(atom).__name__)
+        name = type(atom).__name__
+        rule = RULES.get(name) if atom.variables() else RULES.get(name, PARAMETRIC.get(name))
         if rule is None:
             raise refused(atom)
         operation = rule(atom)
-        if operation.apex and not self._apex:
+        if operation.apex and not self._apex and atom.variables():
             raise refused_apex(atom)
         return operation
 

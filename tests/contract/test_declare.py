@@ -175,7 +175,7 @@ def test_attributes_beside_constraints(rng):
     assert solution.equality_duals[0].shape == (4,)
 
 
-@pytest.mark.parametrize("attribute", ["PSD", "NSD", "boolean", "integer", "complex", "imag", "hermitian"])
+@pytest.mark.parametrize("attribute", ["boolean", "integer", "complex", "imag", "hermitian"])
 def test_attributes_refused_by_name(attribute):
     with pytest.raises(DeclarationError, match=all_of("amount", attribute)):
         OptLayer(
@@ -185,13 +185,24 @@ def test_attributes_refused_by_name(attribute):
         )
 
 
-def test_sparsity_is_refused_by_name():
-    with pytest.raises(DeclarationError, match=all_of("amount", "sparsity")):
-        OptLayer(
-            [cp.Variable((2, 2), name="amount", sparsity=[(0, 1), (0, 1)])],
-            [cp.Parameter((2, 2))],
-            objective=squares,
-        )
+CONIC = {"PSD": {"PSD": True}, "NSD": {"NSD": True}, "sparsity": {"sparsity": [(0, 1), (0, 1)]}}
+
+
+@pytest.mark.parametrize("attribute", CONIC)
+def test_attributes_that_take_the_cone_route(attribute, rng):
+    """Projections of a symmetric matrix; refused by name where the smooth route is asked for."""
+    projected = {
+        "PSD": lambda x: torch.linalg.eigh(x)[1] @ torch.diag(torch.linalg.eigvalsh(x).relu()),
+        "NSD": lambda x: torch.linalg.eigh(x)[1] @ torch.diag(-torch.linalg.eigvalsh(-x).flip(0).relu()),
+        "sparsity": lambda x: torch.diag(x.diagonal()),
+    }[attribute]
+    x = normal(rng, 2, 2)
+    x = x + x.mT
+    expected = projected(x) if attribute == "sparsity" else projected(x) @ torch.linalg.eigh(x)[1].mT
+    variable = [cp.Variable((2, 2), name="amount", **CONIC[attribute])]
+    close(OptLayer(variable, [cp.Parameter((2, 2))], objective=squares)(x), expected)
+    with pytest.raises(DeclarationError, match=all_of("amount", attribute)):
+        OptLayer(variable, [cp.Parameter((2, 2))], objective=squares, method="smooth")
 
 
 @pytest.mark.parametrize("attribute", ["complex", "imag", "hermitian"])
@@ -387,6 +398,9 @@ def test_constraints_that_are_not_convex():
     ids=["abs", "norm1", "max", "maximum", "norm_inf", "sum_largest", "pos", "tv"],
 )
 def test_atoms_that_are_not_smooth(objective, name, method):
+    if method == "auto":
+        assert "route: cone" in repr(declare(objective))
+        return
     with pytest.raises(DeclarationError, match=all_of(name, "(?i:cone|epigraph|instead|rewrite|write|use )")):
         declare(objective, method=method)
 
@@ -401,13 +415,17 @@ def test_atoms_that_are_not_smooth(objective, name, method):
     ids=["lambda_max", "sigma_max", "norm_nuc"],
 )
 def test_spectral_atoms(objective, name):
+    variable, parameter = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3))
     with pytest.raises(DeclarationError, match=all_of(name)):
-        OptLayer([cp.Variable((3, 3), symmetric=True)], [cp.Parameter((3, 3))], objective=objective)
+        OptLayer([variable], [parameter], objective=objective, method="smooth")
+    assert "route: cone" in repr(OptLayer([variable], [parameter], objective=objective))
 
 
-def test_an_atom_refused_in_a_constraint():
+def test_an_atom_in_a_constraint(rng):
     with pytest.raises(DeclarationError, match=r"norm1|abs"):
-        declare(squares, [lambda z, x: cp.norm1(z) - 1])
+        declare(squares, [lambda z, x: cp.norm1(z) - 1], method="smooth")
+    z = declare(squares, [lambda z, x: cp.norm1(z) - 1])(10 * normal(rng, 3))
+    close(z.abs().sum(), torch.ones((), dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -415,18 +433,33 @@ def test_an_atom_refused_in_a_constraint():
     [lambda e: cp.norm2(e), lambda e: cp.pnorm(e, 2), lambda e: cp.pnorm(e, 3)],
     ids=["norm2", "pnorm2", "pnorm3"],
 )
-def test_norms_only_when_asked_for(norm):
+def test_norms_are_smooth_only_when_asked_for(norm):
     objective = lambda z, x: norm(z - x) + cp.sum_squares(z)
-    with pytest.raises(DeclarationError, match=all_of("norm|Pnorm", "smooth|cone")):
-        declare(objective)
+    assert "route: cone" in repr(declare(objective))
     layer = declare(objective, method="smooth")
     x = torch.tensor([3.0, -4.0, 5.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(layer, (x.requires_grad_(),), check_forward_ad=True)
 
 
-def test_the_cone_route():
-    with pytest.raises(DeclarationError, match="cone"):
-        declare(squares, method="cone")
+def test_the_cone_route_where_the_smooth_one_would_do(rng):
+    x = normal(rng, 4, 3)
+    layer = declare(squares, [lambda z, x: -z], method="cone")
+    assert "route: cone" in repr(layer)
+    close(layer(x), x.relu())
+
+
+def test_branches_of_what_is_not_smooth():
+    """There is no translation to compare with: the values are compared."""
+
+    def shop(z, x):
+        return cp.norm1(z - x) if isinstance(z, cp.Variable) else (z - x).abs().sum()
+
+    def sham(z, x):
+        return cp.norm1(z - x) if isinstance(z, cp.Variable) else 1.5 * (z - x).abs().sum()
+
+    assert "route: cone" in repr(declare(shop))
+    with pytest.raises(DeclarationError, match=all_of("sham", "values")):
+        declare(sham)
 
 
 def test_torch_only_callables():
@@ -517,10 +550,10 @@ def test_polish_makes_every_solver_exact(solver, rng):
 
 
 def test_declaration_errors_are_value_errors():
-    with pytest.raises(ValueError, match="cone"):
-        declare(squares, method="cone")
-    with pytest.raises(OptLayerError, match="cone"):
-        declare(squares, method="cone")
+    with pytest.raises(ValueError, match="norm1"):
+        declare(lambda z, x: cp.norm1(z), method="smooth")
+    with pytest.raises(OptLayerError, match="method"):
+        declare(squares, method="conic")
 
 
 def test_names_given_twice():

@@ -1,0 +1,46 @@
+"""Atoms that are not smooth, of parameters alone: data to the problem, where torch's own derivatives do.
+
+At their kinks torch hands out one subgradient.
+"""
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from optlayer.declare.operation import Atom, Operation, Rule, along, curved
+
+
+def norm_inf(atom: Atom) -> Operation:
+    """The largest absolute value along the axes of the atom."""
+    return curved(along(atom, lambda x, axis: x.abs().amax(axis)))
+
+
+def sum_largest(atom: Atom) -> Operation:
+    """The sum of the k largest entries."""
+    return curved(lambda x: x.reshape(-1).topk(int(atom.k)).values.sum().reshape(atom.shape))
+
+
+def singular_values(reduction: str) -> Rule:
+    """Of the largest, or of all."""
+    return lambda atom: curved(lambda X: getattr(torch.linalg.svdvals(X), reduction)())
+
+
+def largest_eigenvalue(X: Tensor) -> Tensor:
+    """λ_max of the symmetric part."""
+    return torch.linalg.eigvalsh((X + X.mT) / 2)[-1]
+
+
+PARAMETRIC: dict[str, Rule] = {
+    "abs": lambda atom: curved(torch.abs),
+    "norm1": lambda atom: curved(along(atom, lambda x, axis: x.abs().sum(axis))),
+    "norm_inf": norm_inf,
+    "max": lambda atom: curved(along(atom, torch.amax)),
+    "min": lambda atom: curved(along(atom, torch.amin)),
+    "maximum": lambda atom: curved(lambda *operands: reduce(torch.maximum, torch.broadcast_tensors(*operands))),
+    "minimum": lambda atom: curved(lambda *operands: reduce(torch.minimum, torch.broadcast_tensors(*operands))),
+    "sum_largest": sum_largest,
+    "sigma_max": singular_values("max"),
+    "normNuc": singular_values("sum"),
+    "lambda_max": lambda atom: curved(largest_eigenvalue),
+}
