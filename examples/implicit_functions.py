@@ -87,7 +87,8 @@ def draw_journey(axis: Axes, x: Tensor) -> None:
         for stop, height, slope in zip(stops, u, influence[:, -1]):
             axis.plot(stop + ends, height + slope * ends, color=color, linewidth=1.2)
             axis.plot(stop, height, "o", color=color, markersize=4)
-    axis.set(xlabel="place of the last point", ylabel="estimate $u$", ylim=(-0.65, 1.1))
+    axis.set(xlabel="place of the last point", ylabel="estimate $u$")
+    axis.set(xticks=[-5, 0, 5, 10], yticks=[-0.5, 0, 0.5, 1], ylim=(-0.65, 1.1))
     axis.set_title("one point travels, the others stay")
     axis.plot(x[:-1], torch.full_like(x[:-1], -0.6), "|", color=MUTED, markersize=7)
 

@@ -129,7 +129,7 @@ def draw_learned(axis: Axes, w: Tensor) -> None:
     order = truth().abs().argsort(descending=True, stable=True)
     places = range(FEATURES)
     axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
-    axis.bar(places, truth()[order], color=FAINT, width=0.9, label="truth")
+    axis.bar(places, truth()[order].tolist(), color=FAINT, width=0.9, label="truth")
     axis.plot(places, w[order], "o", color=BLUE, markersize=4, label="learned")
     axis.set(title="coefficients at the learned $\\lambda$", xlabel="feature, largest first")
     axis.legend(loc="upper right")

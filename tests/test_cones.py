@@ -32,8 +32,8 @@ DUALS = [DualExponential(), DualPower(0.3), DualPower(0.01), DualGeneralizedPowe
 SPECTRAL = [Nonnegative(3), SecondOrder(2), SecondOrder(4), Semidefinite(2), Semidefinite(3)]
 KINKED = [*SPECTRAL, *CURVED, *DUALS]
 MIXED = Product(
-    (Zero(2), Exponential(), Nonnegative(3), SecondOrder(3), Exponential(), Semidefinite(2), Free(1))
-    + (SecondOrder(3), Power(0.3), DualExponential(), SecondOrder(1), Semidefinite(1), Nonnegative(0))
+    (Zero(1), Exponential(), Nonnegative(2), SecondOrder(3), Exponential(), Free(1), DualPower(0.3))
+    + (Semidefinite(2), SecondOrder(1), Nonnegative(0))
 )
 CONES = [Zero(2), Free(3), *KINKED, SecondOrder(1), Semidefinite(1), MIXED]
 
@@ -56,12 +56,14 @@ def size(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, dim=-1)
 
 
-def smooth(cone: ConvexCone, count: int = 40) -> Tensor:
+def smooth(cone: ConvexCone, count: int = 20) -> Tensor:
     """Points away from kinks, and where the second derivative is moderate."""
-    v = sample(cone, 10 * count, seed=2)
-    bent = vmap(hessian(cone.project))(v).abs().amax((1, 2, 3)) < 20
-    _, kink = cone.snap(v, torch.full_like(v if cone is MIXED else v[:, 0], 1e-2))
-    return v[bent & ~(kink.any(-1) if cone is MIXED else kink)][:count]
+    if isinstance(cone, Product):
+        return torch.cat([smooth(part, count) for part in cone.cones], -1)
+    v = sample(cone, 6 * count, seed=2)
+    bent = vmap(hessian(cone.project))(v).abs().amax((1, 2, 3)) < 20 if cone.dim else v.new_zeros(len(v)) < 1
+    _, kink = cone.snap(v, torch.full((len(v),), 1e-2, dtype=torch.float64))
+    return v[bent & ~kink][:count]
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> None:
@@ -182,7 +184,7 @@ def test_all_first_derivatives_agree(cone: ConvexCone) -> None:
 
 @every_cone
 def test_all_second_derivatives_agree(cone: ConvexCone) -> None:
-    v = smooth(cone, 20)
+    v = smooth(cone, 10)
     H = vmap(hessian(cone.project))(v)
     nestings: list[Callable[[Tensor], Tensor]] = [
         jacfwd(jacfwd(cone.project)),
@@ -193,15 +195,15 @@ def test_all_second_derivatives_agree(cone: ConvexCone) -> None:
     ]
     for nested in nestings:
         close(vmap(nested)(v), H, 1e-10)
-    w = sample(cone, 20)
+    w = sample(cone, 10)
     once_more = vmap(jacrev(lambda v, w: cone.jvp(v, w)))(v, w)
     close(once_more, torch.einsum("bijk,bj->bik", H, w), 1e-10)
 
 
 @every_cone
 def test_gradcheck(cone: ConvexCone) -> None:
-    v = smooth(cone, 6).requires_grad_()
-    w = sample(cone, 6, seed=6).requires_grad_()
+    v = smooth(cone, 3).requires_grad_()
+    w = sample(cone, 3, seed=6).requires_grad_()
     assert torch.autograd.gradcheck(cone.project, v, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(cone.project, v)
     assert torch.autograd.gradcheck(cone.jvp, (v, w), check_forward_ad=True)
@@ -594,7 +596,7 @@ numbers = st.one_of(
 
 @pytest.mark.parametrize("cone", [*CURVED, DualExponential(), SecondOrder(4), Semidefinite(3)], ids=str)
 @given(data=st.data())
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=60, deadline=None)
 def test_any_point(cone: ConvexCone, data: st.DataObject) -> None:
     row = data.draw(arrays(np.float64, cone.dim, elements=numbers))
     v = torch.from_numpy(row)

@@ -36,6 +36,7 @@ from optlayer.cones.roots import increasing_root
 
 ROUNDING = 8 * torch.finfo(torch.float64).eps
 RIDGE = 100 * ROUNDING
+SMALLEST = 1e-50  # a coordinate below this part of |v| is 0
 TINY = 1e-280  # what a positive number is at least, where a logarithm or a quotient needs it
 
 
@@ -130,12 +131,13 @@ class _Point(NamedTuple):
     root: Float64[Tensor, "*batch"]
     origin: Float64[Tensor, "*batch 3"]  # v/size
     slope: Float64[Tensor, "*batch 3"]  # ∂ρ/∂(v/size)
+    kink: Float64[Tensor, "*batch"]  # d on a boundary: 1 on K's, 0 on the polar's; elsewhere NaN
 
     def frame(self, v: Float64[Tensor, "*batch 3"]) -> tuple[_Frame, Tensor]:
         """The frame at v, and d."""
         v = torch.where(self.curved, v / self.size, _anywhere(v))
         frame = _frame(self.root + (self.slope * (v - self.origin)).sum(-1))
-        return frame, _tangential(frame, v)[0]
+        return frame, torch.where(self.kink.isnan(), _tangential(frame, v)[0], self.kink)
 
     def apply(self, v: Float64[Tensor, "*batch 3"], dv: Tensor) -> Float64[Tensor, "*batch 3"]:
         """DΠ(v) dv, to first order around the point."""
@@ -150,6 +152,7 @@ def _point(v: Float64[Tensor, "*batch 3"], largest: bool) -> _Point:
     size = v.abs().amax(-1, keepdim=True)
     size = torch.where(size == 0, 1.0, size)
     unit = v / size
+    unit = torch.where(unit.abs() < SMALLEST, 0.0, unit)
     case = _cases(unit, largest)
     curved = ~(case.inside | case.polar | case.face)
     x, _, z = unit.split(1, -1)
@@ -159,7 +162,9 @@ def _point(v: Float64[Tensor, "*batch 3"], largest: bool) -> _Point:
     root = _root(origin).squeeze(-1)
     frame = _frame(root)
     _, resistance = _tangential(frame, origin)
-    at = _Point(v, curved, plain, size, root, origin, frame.w / resistance.unsqueeze(-1))
+    slope = frame.w / resistance.unsqueeze(-1)
+    kink = torch.where(case.in_cone, 1.0, torch.where(case.in_polar, 0.0, torch.nan)).squeeze(-1)
+    at = _Point(v, curved, plain, size, root, origin, slope, kink)
     outside = torch.where(case.in_polar, 0.0, at.apply(v, v))  # Π(v) = DΠ(v) v
     return at._replace(value=torch.where(case.in_cone & ~(case.in_polar & ~case.inside), v, outside))
 

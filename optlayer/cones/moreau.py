@@ -48,8 +48,10 @@ class CurvedCone(ConvexCone):
         outward = _nearest(v, self.outer_normals(v))
         inward = _nearest(v, self.rays(v))
         inside, polar = (y == 0).all(-1, keepdim=True), (p == 0).all(-1, keepdim=True)
-        on_cone = torch.where(inside, self.project(v + outward).detach(), p)
-        on_polar = torch.where(polar, v + inward - self.project(v + inward).detach(), y)
+        # once more from the boundary: the error is then relative to its own size, not to that of v
+        on_cone = self.project(torch.where(inside, v + outward, p)).detach()
+        on_polar = torch.where(polar, v + inward, y)
+        on_polar = on_polar - self.project(on_polar).detach()
         to_cone, to_polar = torch.where(inside, outward, y), torch.where(polar, inward, p)
         near_cone, near_polar = (
             torch.linalg.vector_norm(a, dim=-1) <= tolerance for a in (to_cone, to_polar)

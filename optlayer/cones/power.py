@@ -33,8 +33,9 @@ from optlayer.cones.roots import increasing_root
 
 ROUNDING = 8 * torch.finfo(torch.float64).eps
 TINY = 1e-280  # what a positive number is at least, where a logarithm or a quotient needs it
-SMALLEST = 1e-50  # |z| below this part of |v| is 0
+SMALLEST = 1e-50  # a coordinate below this part of |v| is 0
 DEEPEST = 300.0  # of s
+STEEPEST = 1e-100  # a slope beyond its inverse is none
 
 
 class _PowerCone(CurvedCone):
@@ -209,9 +210,10 @@ def _point(v: Float64[Tensor, "*batch dim"], exponents: tuple[float, ...], large
     size = v.abs().amax(-1, keepdim=True)
     size = torch.where(size == 0, 1.0, size)
     unit = v / size
+    unit = torch.where(unit.abs() < SMALLEST, 0.0, unit)
     x, z = unit[..., :m], unit[..., m:]
     zeta = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    flat = zeta <= SMALLEST
+    flat = zeta == 0
     in_cone, in_polar, inside, polar = _cases(x, zeta, alphas, largest)
     curved = ~(inside | polar | flat)
     support = (x >= 0 if largest else x > 0).to(v.dtype)
@@ -219,8 +221,9 @@ def _point(v: Float64[Tensor, "*batch dim"], exponents: tuple[float, ...], large
     plain = torch.where(inside, 1.0, torch.where(polar, 0.0, on_flat))
     origin = torch.where(curved, unit, _anywhere(v, m))
     root = _root(origin[..., :m], origin[..., m:], alphas)
+    root = torch.where(in_cone, DEEPEST, torch.where(in_polar, -DEEPEST, root))  # kinks: b = 0, r = 0
     at = _curve(origin[..., :m], origin[..., m:], root, alphas)
-    ds_dx = at.A * (at.zeta / (at.b * at.U).clamp_min(TINY))
+    ds_dx = at.A * (at.zeta / (at.b * at.U).clamp_min(STEEPEST))
     slope = torch.cat([ds_dx, -(ds_dx * origin[..., :m]).sum(-1, keepdim=True) / at.zeta * at.direction], -1)
     on_curve = size * torch.cat([at.x, at.r * at.direction], -1)
     outside = torch.where(in_polar, 0.0, torch.where(curved, on_curve, plain * v))
