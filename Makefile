@@ -32,7 +32,7 @@ format: $(READY)  ## let ruff lay the code out
 	$(BIN)/ruff format .
 
 figures: $(READY)  ## draw every figure of docs/figures again
-	for name in sixty_lines nonlinearities quadratic_program polytope digits; do \
+	for name in $$(ls examples | grep -v -e _style -e demo | sed s,.py,,); do \
 	    $(BIN)/python examples/$$name.py || exit 1; done
 
 large: $(READY)  ## the larger property runs

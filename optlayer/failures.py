@@ -87,6 +87,7 @@ def _has_feasible_point(plan: Plan, sample: Instance) -> bool:
 
 
 def _infeasible(plan: Plan, sample: Instance, words: str, least: float) -> Failure | None:
+    assert plan.proof is not None
     elastic = plan.proof.least_violation(tuple(t[0].numpy() for t in sample.theta))
     if elastic is None or not elastic.violations:
         return None
@@ -103,6 +104,7 @@ def _unbounded(plan: Plan, sample: Instance, words: str) -> Failure | None:
 
     One that abates, that of -log z, may still have no end: reported as inaccurate, not as proven.
     """
+    assert plan.proof is not None
     found = plan.proof.boxed_minimizers(tuple(t[0].numpy() for t in sample.theta))
     if len(found) < 3 or any(_violation(sample, x) > FEASIBLE for x in found):
         return None

@@ -11,8 +11,8 @@ Unbounded. A direction x with Px = 0, -Gx ∈ K, Ax = 0, qᵀx < 0, and any feas
 falls along it for ever.
 
 A ray from a solver balances to its tolerance only. What is left over, r = Gᵀλ + Aᵀν, could be made up
-for by an x with |r|ᵀ|x| as large as the gap: the proof holds within a box of FAR times the data's own lengths,
-and is taken for a proof.
+for by an x with |r|ᵀ|x| as large as the gap: the proof holds within a box of FAR times the data's own
+lengths, and is taken for a proof.
 """
 
 import torch
@@ -49,7 +49,7 @@ def recedes(sample: Instance, ray: Point) -> bool:
 
 
 def _lengths(at: Local) -> Float64[Tensor, "B n"]:
-    """What the right-hand sides make of each coordinate, |b_i| / |A_ij| at most; of all where there is none."""
+    """What the right-hand sides make of each coordinate: max |b_i| / |A_ij|, or that of the others."""
     A, b = torch.cat([at.A, at.G], 1).abs(), torch.cat([at.h, at.g], 1).abs()
     ratios = torch.where(A > 0, b.unsqueeze(2) / A, 0.0)
     own = ratios.amax(1) if A.shape[1] else torch.zeros_like(at.gradient)

@@ -26,7 +26,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from optlayer.errors import InputError
-from optlayer.linsolve import linsolve, matvec, push, solve
+from optlayer.linsolve import linsolve, push, solve
 
 ROOT = 1e-4  # largest relative Newton step at what is handed in as a root
 
@@ -105,19 +105,22 @@ class Jacobian:
 
     root: Root
 
-    def product(self, x: Tensor, u: Tensor, *data: Tensor, transposed: bool) -> Tensor:
+    def product(self, x: Tensor, *data: Tensor, transposed: bool) -> Tensor:
         """J x, or Jᵀ x."""
+        u, *d = data
 
         def residual_of(u: Tensor) -> Tensor:
-            return self.root.residual(u, *data)
+            return self.root.residual(u, *d)
 
         if transposed:
-            return torch.func.vjp(residual_of, u)[1](x)[0]
+            (pulled,) = torch.func.vjp(residual_of, u)[1](x)
+            return pulled
         return push(residual_of, [u], [x])
 
-    def inverse(self, b: Tensor, u: Tensor, *data: Tensor, transposed: bool) -> Tensor:
+    def inverse(self, b: Tensor, *data: Tensor, transposed: bool) -> Tensor:
         """J⁻¹ b, or J⁻ᵀ b."""
-        return self.root.inverse(b, u, *data, transposed=transposed)
+        u, *d = data
+        return self.root.inverse(b, u, *d, transposed=transposed)
 
 
 class _Attach(torch.autograd.Function):

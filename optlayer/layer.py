@@ -285,7 +285,7 @@ class OptLayer(torch.nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "OptLayer":
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        shared = ("_declaration", "_compiled", "_plan", "_on_failure")  # immutable, or the user's own function
+        shared = {"_declaration", "_compiled", "_plan", "_on_failure"}  # immutable, or the user's own
         twin.__dict__.update(
             {k: v if k in shared else copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
         )

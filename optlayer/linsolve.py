@@ -48,15 +48,11 @@ def matvec(M: Float64[Tensor, "*batch r c"], a: Float64[Tensor, "*batch c"]) -> 
 class System(Protocol):
     """A batched linear operator M(d) that can be multiplied with and solved."""
 
-    def product(
-        self, x: Float64[Tensor, "B N"], *data: Tensor, transposed: bool
-    ) -> Float64[Tensor, "B N"]:
+    def product(self, x: Float64[Tensor, "B N"], *data: Tensor, transposed: bool) -> Float64[Tensor, "B N"]:
         """M(d) x, or M(d)ᵀ x; differentiable in x and d."""
         ...
 
-    def inverse(
-        self, b: Float64[Tensor, "B N"], *data: Tensor, transposed: bool
-    ) -> Float64[Tensor, "B N"]:
+    def inverse(self, b: Float64[Tensor, "B N"], *data: Tensor, transposed: bool) -> Float64[Tensor, "B N"]:
         """M(d)⁻¹ b, or M(d)⁻ᵀ b; numbers."""
         ...
 
@@ -135,7 +131,8 @@ def push(
         replacement = iter(chosen)
         return function(*(next(replacement) if m else p for p, m in zip(primals, moved, strict=True)))
 
-    value, pull = torch.func.vjp(of_moved, *(p for p, m in zip(primals, moved, strict=True) if m))
+    pulled: Any = torch.func.vjp(of_moved, *(p for p, m in zip(primals, moved, strict=True) if m))
+    value, pull = pulled
     transpose = torch.func.vjp(pull, torch.zeros_like(value))[1]
     (tangent,) = transpose(tuple(dot for dot in tangents if dot is not None))
     return tangent

@@ -131,11 +131,11 @@ def _newton(now: _Iterate, at: Local, tau: Tensor) -> tuple[Tensor, Tensor, Tens
     residual = (-stationarity(at, now.projected / tau, now.nu), now.v - now.projected - at.g, -at.h)
     reduced = reduce(at, at.dual.spectrum(now.v), tau)
     step = reduced.solve(*residual)
-    inconsistent = step.miss > CONSISTENT
+    inconsistent = (step.miss > CONSISTENT).squeeze(1)
     if inconsistent.any():
         proximal = reduced.solve(*residual, shift=_proximal(at, reduced.spectrum.d, now.merit))
         pick = inconsistent[:, None]
-        step = Step(*(torch.where(pick, p, s) for p, s in zip(proximal[:3], step[:3], strict=True)), step.miss)
+        step = Step(*(torch.where(pick, p, s) for p, s in zip(proximal, step, strict=True)))
     return step.x, now.v + step.v, now.nu + step.nu
 
 

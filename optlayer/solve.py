@@ -164,7 +164,7 @@ def _ran_away(problem: Instance, start: Tensor, x: Tensor) -> Bool[Tensor, " B"]
 
 
 def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Tensor, " B"]:
-    """Whether Newton, which ends at rounding error where there is a minimum, ended short of it and on its way."""
+    """Whether Newton, which ends at rounding error where there is a minimum, ended on its way."""
     rows = residuals.amax(1)
     short = _indices(torch.isfinite(rows) & (rows > ROUNDED))
     moving = torch.zeros(len(rows), dtype=torch.bool)

@@ -34,7 +34,7 @@ from optlayer.cones.roots import increasing_root
 ROUNDING = 8 * torch.finfo(torch.float64).eps
 TINY = 1e-280  # what a positive number is at least, where a logarithm or a quotient needs it
 SMALLEST = 1e-50  # a coordinate below this part of |v| is 0
-DEEPEST = 300.0  # of s
+DEEPEST = 100.0  # of s
 STEEPEST = 1e-100  # a slope beyond its inverse is none
 
 
@@ -267,9 +267,9 @@ def _root(x0: Tensor, z: Tensor, alphas: Tensor) -> Float64[Tensor, "*batch 1"]:
 
 
 def _excess(s: Tensor, x0: Tensor, z: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """log r - Σ αᵢ log xᵢ and its slope."""
+    """-Σ αᵢ log(xᵢ/r) and its slope; the ratios are of size one where r, or b, is tiny."""
     at = _curve(x0, z, s, alphas)
-    value = at.r.log() - (alphas * at.x.log()).sum(-1, keepdim=True)
+    value = -(alphas * torch.log(at.x / at.r)).sum(-1, keepdim=True)
     return value, at.b / at.zeta * at.U
 
 

@@ -61,9 +61,10 @@ class Declaration:
         variables = tuple(leaf.private_copy(v) for v in self.variables)
         parameters = tuple(leaf.private_copy(p) for p in self.parameters)
         own, theirs = [*variables, *parameters], [*self.variables, *self.parameters]
-        f = express(self.objective_name, self.objective, own, theirs)
+        name = self.objective_name
+        f = express(name, self.objective, own, theirs)
         if f.size != 1:
-            raise DeclarationError(f"{self.objective_name} has shape {f.shape}, expected a scalar or one element")
+            raise DeclarationError(f"{name} has shape {f.shape}, expected a scalar or one element")
         constraints = self._rows(own, theirs)
         problem = cp.Problem(cp.Minimize(f), [row.constraint for row in constraints])
         posed = Posed(problem, variables, parameters, constraints, identity, maximize=False)

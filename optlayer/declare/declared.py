@@ -12,12 +12,35 @@ from optlayer.declare.posed import Posed
 class Declared(Protocol):
     """A problem as somebody declared it, by callables or as a cp.Problem."""
 
-    variables: tuple[cp.Variable, ...]
-    parameters: tuple[cp.Parameter, ...]
-    outputs: tuple[Output, ...]
-    objective_name: str
-    constraint_ids: tuple[int, ...]  # by which the user may ask for multipliers
-    functions: tuple[UserCallable | None, ...]  # the objective's, then each constraint's, where there is one
+    @property
+    def variables(self) -> tuple[cp.Variable, ...]:
+        """The user's."""
+        ...
+
+    @property
+    def parameters(self) -> tuple[cp.Parameter, ...]:
+        """The user's, in the order of the call."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the layer returns."""
+        ...
+
+    @property
+    def objective_name(self) -> str:
+        """How errors call f."""
+        ...
+
+    @property
+    def constraint_ids(self) -> tuple[int, ...]:
+        """By which the user may ask for multipliers."""
+        ...
+
+    @property
+    def functions(self) -> tuple[UserCallable | None, ...]:
+        """The callable of the objective, then of each constraint, where there is one."""
+        ...
 
     def build(self, attributes: bool, rows: bool, lowered: bool = False) -> Posed:
         """A private copy of the problem as a minimization, deterministic.

@@ -31,8 +31,8 @@ from optlayer.forms import Reference, ReferenceProblem
 from optlayer.forms.affine import Gather
 from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import KKTForm
-from optlayer.forms.readout import Readout
 from optlayer.forms.readout import Output as Reader
+from optlayer.forms.readout import Readout
 
 Method = Literal["auto", "smooth", "cone"]
 

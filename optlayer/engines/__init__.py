@@ -35,8 +35,8 @@ class ConeProgram(NamedTuple):
     def rescaled(self) -> tuple["ConeProgram", Array, Array]:
         """The same programme in units of its own data, with the unit of x (B, 1) and of y (B, m).
 
-        With x = ℓx̃, the rows of each cone divided by their largest entry and the objective by the size of its terms,
-        the solver's absolute tolerances mean the same at every scale of the data. Not for every
+        With x = ℓx̃, the rows of each cone divided by their largest entry and the objective by the size of
+        its terms, the solver's absolute tolerances mean the same at every scale of the data. Not for every
         programme, though: a bound of 1e8 that stands for "none" would set the unit.
         """
         row = np.abs(self.A).max(2, initial=0.0)

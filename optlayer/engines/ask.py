@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from optlayer.engines import Answer, Array, ConeProgram

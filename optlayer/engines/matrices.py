@@ -8,10 +8,10 @@ import numpy as np
 from optlayer.cones import ConvexCone
 from optlayer.cones.exponential import Exponential
 from optlayer.cones.nonnegative import Nonnegative
+from optlayer.cones.orderings import smat_matrix, svec
 from optlayer.cones.power import GeneralizedPower, Power
 from optlayer.cones.second_order import SecondOrder
 from optlayer.cones.semidefinite import Semidefinite
-from optlayer.cones.orderings import smat_matrix, svec
 from optlayer.engines import Answer, Array, ConeProgram, chain
 from optlayer.engines.cvxpy import CLAIMS, check_options
 from optlayer.errors import DeclarationError
@@ -67,7 +67,7 @@ class CvxpyMatrices:
         problem.unpack(solution)
         parts = [equality.dual_value] if program.zero else []
         y = np.concatenate([np.ravel(part) for part in [*parts, *(dual(c) for c, dual in members)]])
-        return x.value, y, claim, words, iterations
+        return np.asarray(x.value), y, claim, words, iterations
 
 
 def _memberships(cones: tuple[ConvexCone, ...], s: Any) -> list[tuple[Any, Any]]:

@@ -27,7 +27,8 @@ def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> t
     if solver is not None and not isinstance(solver, str):
         raise DeclarationError(f"solver is a {type(solver).__name__}, expected a name such as 'CLARABEL'")
     name = solver.upper() if solver else FALLBACKS[0]
-    first = Clarabel(options) if form.quadratic and name == "CLARABEL" else _through_cvxpy(form, name, options)
+    matrices = form.quadratic and name == "CLARABEL"
+    first = Clarabel(options) if matrices else _through_cvxpy(form, name, options)
     if solver is not None:
         if isinstance(first, Cvxpy):
             first.check_suits(form.reference.build())

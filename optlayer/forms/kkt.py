@@ -149,9 +149,7 @@ class Instance:
         if not self.form.quadratic:
             return self.form.local(point, *self.theta)
         x, (q, P, g0, G, h0, A, *_) = point.x, self.origin
-        return self.origin._replace(
-            gradient=matvec(P, x) + q, g=matvec(G, x) + g0, h=matvec(A, x) + h0
-        )
+        return self.origin._replace(gradient=matvec(P, x) + q, g=matvec(G, x) + g0, h=matvec(A, x) + h0)
 
 
 class Step(NamedTuple):
@@ -160,7 +158,7 @@ class Step(NamedTuple):
     x: Float64[Tensor, "B n"]
     v: Float64[Tensor, "B m"]
     nu: Float64[Tensor, "B p"]
-    miss: Float64[Tensor, " B"]
+    miss: Float64[Tensor, "B 1"]
 
 
 class Reduction(NamedTuple):
@@ -191,7 +189,7 @@ class Reduction(NamedTuple):
         mostly_active = d > 0.5
         active = self.tau * mu / torch.where(mostly_active, S, 1.0)
         inactive = (self._into(matvec(self.G, x)) - r2) / torch.where(mostly_active, 1.0, 1.0 - d)
-        miss = (matvec(self.K, y) - rhs).abs().amax(1) / rhs.abs().amax(1)
+        miss = (matvec(self.K, y) - rhs).abs().amax(1, keepdim=True) / rhs.abs().amax(1, keepdim=True)
         return Step(x, self.spectrum.out(torch.where(mostly_active, active, inactive)), nu, miss)
 
     def solve_transposed(self, x: Tensor, v: Tensor, nu: Tensor) -> tuple[Tensor, ...]:

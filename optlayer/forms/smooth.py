@@ -76,7 +76,8 @@ class SmoothForm(KKTForm):
 
     def local(self, point: Point, *theta: Tensor) -> Local:
         """f, g, h to second order at a point."""
-        return Local(*vmap(self._local)(*point, *theta), self.dual)
+        gradient, H, g, G, h, A = vmap(self._local)(*point, *theta)
+        return Local(gradient, H, g, G, h, A, self.dual)
 
     def value(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> Float64[Tensor, " B"]:
         """f(x, θ), batched."""
