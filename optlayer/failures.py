@@ -40,6 +40,15 @@ def inadmissible(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> dict[int,
     return found
 
 
+def undefined(lifted: tuple[Tensor, ...], size: int) -> dict[int, Failure]:
+    """Samples at which some function of the parameters alone, 1/p at p = 0, is not a number."""
+    finite = torch.ones(size, dtype=torch.bool)
+    for value in lifted:
+        finite &= value.isfinite().reshape(size, -1).all(1)
+    why = "a function of the parameters alone, a quotient or a logarithm, is not finite there"
+    return {i: Failure(Status.INVALID, why) for i in samples(~finite)}
+
+
 def proven(plan: Plan, sample: Instance, claim: Status, words: str, ray: Point | None) -> Failure | None:
     """Infeasible or unbounded beyond the solver's claim; None where it cannot be shown.
 

@@ -88,10 +88,12 @@ class _LinearSolve(torch.autograd.Function):
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor | None, ...]:
         x, *data = ctx.saved_tensors
         b_bar = linsolve(ctx.system, x_bar, *data, transposed=not ctx.transposed)
-        if not any(ctx.needs_input_grad[3:]):
+        wanted = ctx.needs_input_grad[3:]
+        if not any(wanted):
             return None, None, b_bar, *(None for _ in data)
-        pull = torch.func.vjp(_product(ctx, x), *data)[1]
-        return None, None, b_bar, *pull(-b_bar)
+        pull: Any = torch.func.vjp(*only(_product(ctx, x), data, wanted))[1]
+        data_bar = iter(pull(-b_bar))
+        return None, None, b_bar, *(next(data_bar) if want else None for want in wanted)
 
     @staticmethod
     def jvp(ctx: Any, _system: None, _transposed: None, b_dot: Tensor | None, *data_dot: Any) -> Tensor:
@@ -113,7 +115,7 @@ class _LinearSolve(torch.autograd.Function):
         ]
         b, *data = (t.reshape(size * t.shape[1], *t.shape[2:]) for t in front)  # type: ignore[assignment]
         x = linsolve(system, b, *data, transposed=transposed)
-        return x.reshape(size, -1, x.shape[-1]), 0
+        return x.reshape(front[0].shape), 0
 
 
 def _product(ctx: Any, x: Tensor) -> Callable[..., Tensor]:
@@ -121,17 +123,23 @@ def _product(ctx: Any, x: Tensor) -> Callable[..., Tensor]:
     return lambda *data: ctx.system.product(x, *data, transposed=ctx.transposed)
 
 
+def only(
+    function: Callable[..., Tensor], arguments: Sequence[Tensor], chosen: Sequence[bool]
+) -> tuple[Any, ...]:
+    """The function of some of its arguments, the others held, and those arguments."""
+
+    def of_chosen(*values: Tensor) -> Tensor:
+        value = iter(values)
+        return function(*(next(value) if c else a for a, c in zip(arguments, chosen, strict=True)))
+
+    return of_chosen, *(a for a, c in zip(arguments, chosen, strict=True) if c)
+
+
 def push(
     function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> Tensor:
     """∂function · tangents as the transpose of the transpose: custom rules may not use forward mode."""
-    moved = [dot is not None for dot in tangents]
-
-    def of_moved(*chosen: Tensor) -> Tensor:
-        replacement = iter(chosen)
-        return function(*(next(replacement) if m else p for p, m in zip(primals, moved, strict=True)))
-
-    pulled: Any = torch.func.vjp(of_moved, *(p for p, m in zip(primals, moved, strict=True) if m))
+    pulled: Any = torch.func.vjp(*only(function, primals, [dot is not None for dot in tangents]))
     value, pull = pulled
     transpose = torch.func.vjp(pull, torch.zeros_like(value))[1]
     (tangent,) = transpose(tuple(dot for dot in tangents if dot is not None))

@@ -88,9 +88,10 @@ class _Attempt(NamedTuple):
 def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     size = theta[0].shape[0] if theta else 1
     failed = failures.inadmissible(plan, call, theta)
+    theta = plan.lift(tuple(a.read(t) for a, t in zip(plan.admissible, theta, strict=True)))
+    failed = failures.undefined(theta, size) | failed
     if failed and plan.raises:
         raise explain(failed, size, call.batch)
-    theta = plan.lift(tuple(a.read(t) for a, t in zip(plan.admissible, theta, strict=True)))
     problem = Instance(plan.form, theta, size)
     outcome = Outcome.of_nothing(plan.form, size)
     pending = torch.ones(size, dtype=torch.bool)

@@ -1,0 +1,163 @@
+"""Your own equations: the derivatives of a solution that optlayer did not find."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from optlayer.errors import InputError
+from optlayer.implicit import attach
+from optlayer.linsolve import matvec, push, solve
+
+ROOT = 1e-4  # largest Newton step at a root, relative to its size
+SOLVED = 1e-3  # part of the residual that this step may leave
+PROBES = 4
+
+
+def implicit(
+    residual: Callable[..., Tensor], solution: Float[Tensor, "*shape"], *data: Tensor
+) -> Float[Tensor, "*shape"]:
+    r"""The solution of your own equations, with the derivatives of the implicit function theorem.
+
+        F(u, d₁, …, d_k) = 0
+
+    The equations may be the optimality conditions of anything: an eigenvector, a robust mean, the
+    equilibrium of a game. Nothing is asked of them but a Jacobian ∂F/∂u that is regular at the
+    solution; that the solution is the one you mean, a minimum rather than a saddle, say, is your own
+    responsibility. Where the Jacobian is singular the minimum-norm derivative is returned.
+
+    Every derivative mode works, second order included; `torch.func.vmap` runs it on a batch. The
+    derivatives are those at `solution`, so they are as accurate as it is.
+
+    Args:
+        residual: F, called as `residual(u, *data)`; differentiable torch, as many equations as unknowns.
+        solution: u with F(u, d) = 0, found in any way; its own history is ignored.
+        data: d, what the solution depends on. Integers and booleans are data without a derivative.
+
+    Raises:
+        InputError: where F has not as many equations as u has unknowns, or closes over a tensor that
+            is differentiated and not among the data; where the solution is not finite or not a root: one
+            Newton step would move it by more than 1e-4 of its size, or of what the data make of it
+            (judged outside of torch.func only, under whose transforms there are no numbers to judge).
+
+    Example:
+        >>> a = torch.tensor(2.0, requires_grad=True)
+        >>> root = implicit(lambda u, a: u**2 - a, a.detach().sqrt(), a)
+        >>> torch.autograd.grad(root, a)
+        (tensor(0.3536),)
+    """
+    _check_tensors(solution, data)
+    root = _Equations(residual, tuple(solution.shape))
+    u = solution.detach().reshape(1, prod(solution.shape))
+    batched = tuple(d.unsqueeze(0) for d in data)
+    _check_equations(root, u, batched)
+    return attach(root, u, batched).reshape(solution.shape)
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """F for one sample of a given shape, as a batched `Root` with a dense Jacobian."""
+
+    function: Callable[..., Tensor]
+    shape: tuple[int, ...]
+
+    def residual(self, u: Tensor, *data: Tensor) -> Tensor:
+        return torch.func.vmap(self.flat)(u, *data)
+
+    def flat(self, u: Tensor, *data: Tensor) -> Tensor:
+        with torch.autocast(u.device.type, enabled=False):
+            F: Any = self.function(u.reshape(self.shape), *data)
+        if not isinstance(F, Tensor):
+            raise InputError(f"the residual returns a {type(F).__name__}, expected a tensor")
+        return F.reshape(prod(F.shape))
+
+    def jacobian(self, u: Tensor, *data: Tensor) -> Tensor:
+        if not u.numel():
+            return u.new_zeros(*u.shape, u.shape[1], dtype=torch.float64)
+        J: Tensor = torch.func.vmap(torch.func.jacrev(self.flat))(u, *data)
+        return J.to(torch.float64)
+
+    def inverse(self, b: Tensor, u: Tensor, *data: Tensor, transposed: bool) -> Tensor:
+        """J x = b from [[0, J], [Jᵀ, 0]] (w, x) = (b, 0), which is symmetric."""
+        J, n = self.jacobian(u, *data), u.shape[1]
+        J = J.mT if transposed else J
+        nothing = torch.zeros_like(J)
+        K = torch.cat([torch.cat([nothing, J], 2), torch.cat([J.mT, nothing], 2)], 1)
+        rhs = torch.cat([b.to(torch.float64), torch.zeros_like(b, dtype=torch.float64)], 1)
+        return solve(K, rhs, n).x[:, n:].to(b.dtype)
+
+
+# --------------------------------------------------------------------------------- what was handed in
+
+
+def _check_tensors(solution: Any, data: tuple[Any, ...]) -> None:
+    for name, given in [("the solution", solution), *((f"data {i}", d) for i, d in enumerate(data))]:
+        if not isinstance(given, Tensor):
+            raise InputError(f"{name} is a {type(given).__name__}, expected a tensor")
+    if not solution.is_floating_point():
+        raise InputError(f"the solution has dtype {solution.dtype}, expected a real floating-point type")
+
+
+def _check_equations(root: _Equations, u: Tensor, data: tuple[Tensor, ...]) -> None:
+    data = tuple(d.detach() for d in data)
+    F = root.flat(u[0], *(d[0] for d in data))
+    if F.numel() != u.numel():
+        raise InputError(f"the residual has {F.numel()} equations for {u.numel()} unknowns, expected as many")
+    if _is_differentiated(F):
+        raise InputError(
+            "the residual closes over a tensor that requires grad, which would get no gradient: "
+            "pass it to implicit(residual, solution, *data) as data, or detach it"
+        )
+    if u.numel() and torch._C._functorch.maybe_get_level(F) == -1:
+        _check_root(root, u, data, F[None])
+
+
+def _is_differentiated(F: Tensor) -> bool:
+    """At any level of torch.func or of autograd: the data were detached from all of them."""
+    functorch = torch._C._functorch
+    while True:
+        dual = forward_ad._current_level >= 0 and not functorch.is_batchedtensor(F)
+        if F.requires_grad or (dual and forward_ad.unpack_dual(F).tangent is not None):
+            return True
+        if not functorch.is_functorch_wrapped_tensor(F):
+            return False
+        F = functorch.get_unwrapped(F)
+
+
+def _check_root(root: _Equations, u: Tensor, data: tuple[Tensor, ...], F: Tensor) -> None:
+    if not (u.isfinite().all() and F.isfinite().all()):
+        raise InputError("the solution is not a root of the residual: one of the two is not finite")
+    step = root.inverse(F.to(torch.float64), u, *data, transposed=False)
+    left = F - matvec(root.jacobian(u, *data), step)
+    size = max(u.abs().amax().item(), _reach(root, u, data))
+    far = step.abs().amax().item() / size if step.any() and size else float(step.abs().amax())
+    small = max(ROOT, 8 * torch.finfo(u.dtype).eps)
+    if not (far <= small and (left.abs().amax() <= SOLVED * F.abs().amax()).item()):
+        raise InputError(
+            f"the solution is not a root of the residual: one Newton step would move it by {far:.1e} of its "
+            "size, or not lead to one; solve more accurately before differentiating"
+        )
+
+
+def _reach(root: _Equations, u: Tensor, data: tuple[Tensor, ...]) -> float:
+    """How far a change of the data by their own size would move the solution: |J⁻¹ ∂F/∂d d|."""
+    if not any(d.is_floating_point() for d in data):
+        return 0.0
+    reach = 0.0
+    for probe in range(PROBES):
+        moves = [d * _signs(d, probe) if d.is_floating_point() else None for d in data]
+        F_dot = push(partial(root.residual, u), data, moves).to(torch.float64)
+        reach = max(reach, root.inverse(F_dot, u, *data, transposed=False).abs().amax().item())
+    return reach
+
+
+def _signs(d: Tensor, probe: int) -> Tensor:
+    """As good as random, and allowed under every transform."""
+    position = torch.arange(d.numel(), dtype=torch.float64, device=d.device)
+    return torch.cos((probe + 1.0) * (position + 1.0) ** 2).sign().to(d.dtype).reshape(d.shape)
