@@ -184,7 +184,7 @@ def _settle(problem: Instance, best: _Iterate, tau: Tensor) -> Polished:
 
 def _settled(at: Local, point: Point, tau: Tensor) -> Float64[Tensor, "B m"]:
     """v = τλ - s; an inequality has one of the two, not both with rounding."""
-    alone = _alone(at)
+    alone = at.dual.alone
     slack = torch.where(alone & (point.lam > 0), 0.0, at.g - torch.where(alone, at.dual.project(at.g), 0.0))
     return tau * point.lam + slack
 
@@ -193,17 +193,12 @@ def _negligible(at: Local, point: Point, scale: Scales) -> Float64[Tensor, "B m"
     """The size of v below which it is a tie; an inequality must have λ and g small, each in its unit."""
     tie = KINK * scale.slack
     lam = scale.tau * torch.maximum(KINK * scale.multiplier, scale.rounding)
-    return torch.where(_alone(at) & (point.lam > 0), torch.where(at.g.abs() <= tie, lam, 0.0), tie)
-
-
-def _alone(at: Local) -> Bool[Tensor, " m"]:
-    """Rows that are a cone by themselves: inequalities."""
-    return torch.bincount(at.dual.block)[at.dual.block] == 1
+    return torch.where(at.dual.alone & (point.lam > 0), torch.where(at.g.abs() <= tie, lam, 0.0), tie)
 
 
 def _on_bounds(at: Local, point: Point) -> Float64[Tensor, "B n"]:
     """x with rounding removed where an active inequality holds one coordinate: 0, not 1e-27."""
-    bound = _alone(at) & ((at.G != 0).sum(2) == 1) & (point.lam > 0)
+    bound = at.dual.alone & ((at.G != 0).sum(2) == 1) & (point.lam > 0)
     correction = torch.where(bound, at.g / (at.G**2).sum(2), 0.0)
     return point.x - matvec(at.G.mT, correction)
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from optlayer.cones import ConvexCone
+from optlayer.cones.cone import ConvexCone
 
 
 class CurvedCone(ConvexCone):

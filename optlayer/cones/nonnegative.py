@@ -1,4 +1,4 @@
-"""The nonnegative orthant, {v : v >= 0}: self-dual, Π(v) = max(v, 0)."""
+"""The nonnegative orthant, {v : v >= 0}: self-dual, Π(v) = max(v, 0); a tie counts as inactive."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from optlayer.cones import ConvexCone
-
-
-def project(v: Float64[Tensor, "*batch m"]) -> Float64[Tensor, "*batch m"]:
-    """Π(v) = max(v, 0). At the kink its derivative is 0: a tie counts as inactive.
-
-    Written with `where` because torch's clamp has derivative 1 at the kink and maximum 1/2.
-    """
-    return torch.where(v > 0, v, 0.0)
-
-
-def active(v: Float64[Tensor, "*batch m"]) -> Bool[Tensor, "*batch m"]:
-    """The diagonal of DΠ(v), which is 0 or 1."""
-    return v > 0
+from optlayer.cones.cone import ConvexCone
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +24,15 @@ class Nonnegative(ConvexCone):
         return (Nonnegative(1),) * self.dim
 
     def project(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
-        return project(v)
+        """Written with `where` because torch's clamp has derivative 1 at the kink and maximum 1/2."""
+        return torch.where(v > 0, v, 0.0)
 
     def jvp(self, v: Tensor, dv: Tensor) -> Float64[Tensor, "*batch dim"]:
-        return torch.where(active(v), dv, 0.0)
+        return torch.where(v > 0, dv, 0.0)
 
     def eigen(self, v: Float64[Tensor, "*batch dim"]) -> tuple[Tensor, None]:
         v = v.detach()
-        return active(v).to(v.dtype), None
+        return (v > 0).to(v.dtype), None
 
     def snap(self, v: Tensor, tolerance: Tensor) -> tuple[Tensor, Bool[Tensor, "*batch"]]:
         v = v.detach()

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from optlayer.cones import ConvexCone
+from optlayer.cones.cone import ConvexCone
 from optlayer.cones.nonnegative import Nonnegative
 
 ROUNDING = 4 * torch.finfo(torch.float64).eps  # of an eigenvalue, relative to |v|

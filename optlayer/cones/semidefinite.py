@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from optlayer.cones import ConvexCone, orderings
+from optlayer.cones import orderings
+from optlayer.cones.cone import ConvexCone
 from optlayer.cones.nonnegative import Nonnegative
 from optlayer.cones.orderings import smat, svec
 

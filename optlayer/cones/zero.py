@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from optlayer.cones import ConvexCone
+from optlayer.cones.cone import ConvexCone
 
 
 @dataclass(frozen=True, slots=True)

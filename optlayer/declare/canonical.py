@@ -42,12 +42,16 @@ from cvxpy.reductions.cvx_attr2constr import SYMMETRIC_ATTRIBUTES, lower_value, 
 from jaxtyping import Int64
 from torch import Tensor
 
-from optlayer.cones import ConvexCone, Product
-from optlayer.cones.exponential import Exponential
-from optlayer.cones.nonnegative import Nonnegative
-from optlayer.cones.power import GeneralizedPower, Power
-from optlayer.cones.second_order import SecondOrder
-from optlayer.cones.semidefinite import Semidefinite
+from optlayer.cones import (
+    ConvexCone,
+    Exponential,
+    GeneralizedPower,
+    Nonnegative,
+    Power,
+    Product,
+    SecondOrder,
+    Semidefinite,
+)
 from optlayer.forms.affine import AffineMap, Array, Gather
 
 REDUCTIONS = {

@@ -7,12 +7,15 @@ import clarabel
 import numpy as np
 from scipy import sparse
 
-from optlayer.cones import ConvexCone
-from optlayer.cones.exponential import Exponential
-from optlayer.cones.nonnegative import Nonnegative
-from optlayer.cones.power import GeneralizedPower, Power
-from optlayer.cones.second_order import SecondOrder
-from optlayer.cones.semidefinite import Semidefinite
+from optlayer.cones import (
+    ConvexCone,
+    Exponential,
+    GeneralizedPower,
+    Nonnegative,
+    Power,
+    SecondOrder,
+    Semidefinite,
+)
 from optlayer.engines import Answer, Array, ConeProgram
 from optlayer.errors import DeclarationError
 from optlayer.solution import Status

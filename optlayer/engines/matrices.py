@@ -5,13 +5,16 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
-from optlayer.cones import ConvexCone
-from optlayer.cones.exponential import Exponential
-from optlayer.cones.nonnegative import Nonnegative
+from optlayer.cones import (
+    ConvexCone,
+    Exponential,
+    GeneralizedPower,
+    Nonnegative,
+    Power,
+    SecondOrder,
+    Semidefinite,
+)
 from optlayer.cones.orderings import smat_matrix, svec
-from optlayer.cones.power import GeneralizedPower, Power
-from optlayer.cones.second_order import SecondOrder
-from optlayer.cones.semidefinite import Semidefinite
 from optlayer.engines import Answer, Array, ConeProgram, chain
 from optlayer.engines.cvxpy import CLAIMS, check_options
 from optlayer.errors import DeclarationError

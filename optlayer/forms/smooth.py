@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from optlayer.cones import Product
-from optlayer.cones.nonnegative import Nonnegative
+from optlayer.cones import Nonnegative, Product
 from optlayer.forms import Curvature, Domain, Function, Local, Point, Reference
 from optlayer.forms.kkt import KKTForm
 
