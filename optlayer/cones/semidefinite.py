@@ -129,7 +129,8 @@ def _spectral(v: Float64[Tensor, "*batch dim"]) -> _Spectral:
 
 
 def _eigh(V: Float64[Tensor, "*batch n n"]) -> tuple[Tensor, Tensor]:
-    """eigh refuses a whole batch for one NaN: those samples alone are NaN here."""
+    """eigh refuses a whole batch for one NaN: those samples alone are NaN here. Subnormal ones are 0."""
     finite = V.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-    eigenvalues, W = torch.linalg.eigh(torch.where(finite, V, 0.0))
+    tiny = V.abs().amax((-2, -1), keepdim=True) < torch.finfo(V.dtype).tiny
+    eigenvalues, W = torch.linalg.eigh(torch.where(finite & ~tiny, V, 0.0))
     return torch.where(finite.squeeze(-1), eigenvalues, torch.nan), W
