@@ -262,6 +262,7 @@ def test_kinks_take_the_least_element(cone: ConvexCone, place: int) -> None:
     else:
         assert D.abs().max() == 0
     assert D.isfinite().all()
+    close(vmap(jacrev(cone.project))(moved), D)
     assert vmap(hessian(cone.project))(moved).isfinite().all()
 
 
@@ -301,6 +302,14 @@ def test_kinks_of_the_exponential_cones_flat_faces() -> None:
     assert moved.tolist() == expected
     D = cone.derivative(moved).diagonal(dim1=1, dim2=2)
     assert D.tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.3, 0.5, 0.7, 0.99])
+@pytest.mark.parametrize("x", [[1.0, -1.0], [-1.0, 1.0], [2.0, -0.3], [-0.7, 5.0]])
+def test_the_power_cones_derivative_is_continuous_at_z_zero(alpha: float, x: list[float]) -> None:
+    cone = Power(alpha)
+    exactly, nearly = (torch.tensor([*x, z], dtype=torch.float64) for z in (0.0, 1e-20))
+    close(cone.derivative(exactly), cone.derivative(nearly), 1e-9)
 
 
 @pytest.mark.parametrize(
