@@ -15,12 +15,15 @@ import torch
 from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import CLARABEL, dims_to_solver_cones
 from torch.autograd import gradcheck, gradgradcheck
 
-from optlayer.cones import Product
-from optlayer.cones.exponential import Exponential
-from optlayer.cones.nonnegative import Nonnegative
-from optlayer.cones.power import GeneralizedPower, Power
-from optlayer.cones.second_order import SecondOrder
-from optlayer.cones.semidefinite import Semidefinite
+from optlayer.cones import (
+    Exponential,
+    GeneralizedPower,
+    Nonnegative,
+    Power,
+    Product,
+    SecondOrder,
+    Semidefinite,
+)
 from optlayer.declare import canonical as module
 from optlayer.declare.canonical import Canonical, NotDPP, canonicalize
 from optlayer.forms import affine

@@ -15,14 +15,22 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torch.func import hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from optlayer.cones import ConvexCone, Product
-from optlayer.cones.exponential import DualExponential, Exponential
-from optlayer.cones.nonnegative import Nonnegative
+from optlayer.cones import (
+    ConvexCone,
+    DualExponential,
+    DualGeneralizedPower,
+    DualPower,
+    Exponential,
+    Free,
+    GeneralizedPower,
+    Nonnegative,
+    Power,
+    Product,
+    SecondOrder,
+    Semidefinite,
+    Zero,
+)
 from optlayer.cones.orderings import smat, svec, triangle
-from optlayer.cones.power import DualGeneralizedPower, DualPower, GeneralizedPower, Power
-from optlayer.cones.second_order import SecondOrder
-from optlayer.cones.semidefinite import Semidefinite
-from optlayer.cones.zero import Free, Zero
 
 mpmath.mp.dps = 50
 
