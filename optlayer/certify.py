@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from optlayer.cones import Product
 from optlayer.forms import Local, Point
 from optlayer.linsolve import matvec
 from optlayer.solution import Residuals
@@ -55,12 +56,14 @@ class Scales(NamedTuple):
         """With a floor under rows of zeros, for the search; the certificate has none."""
         return self._replace(stationarity=self.stationarity + FLOOR * _largest(self.stationarity))
 
-    def plus(self, data: Float64[Tensor, "B N"]) -> "Scales":
+    def plus(self, data: Float64[Tensor, "B N"], dual: Product) -> "Scales":
         """With the rows' sensitivity to the data, |∂F/∂θ||θ|, added."""
         sizes = [part.shape[1] for part in self[:3]]
         x, g, h = data.split(sizes, 1)
         return self._replace(
-            stationarity=self.stationarity + x, inequality=self.inequality + g, equality=self.equality + h
+            stationarity=self.stationarity + x,
+            inequality=self.inequality + dual.over_blocks(g),
+            equality=self.equality + h,
         )
 
 
@@ -70,11 +73,11 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
     H, G, A = at.hessian.abs(), at.G.abs(), at.A.abs()
     terms = matvec(H, x) + at.gradient.abs() + matvec(G.mT, lam) + matvec(A.mT, nu)
     if at.auxiliary:
-        lengths, widest = _reached(at, point.x), ROOM * extent(at, point.x)
+        lengths = _reached(at, point.x)
+        widest = torch.maximum(lengths, ROOM * extent(at, point.x))
         terms = terms + _passed_on(at, point.x, lengths)
     else:
         lengths = widest = _lengths(at, point, terms).clamp_min(unit)
-    widest = torch.maximum(lengths, widest)
     inequality, reach = _row_scale(at.G, at.g, point.x), matvec(G, lengths)
     # λ_i counts in the row where it weighs most: the least of s_j / |G_ij|.
     weights = torch.where(G > 0, terms.unsqueeze(1) / G, torch.inf)

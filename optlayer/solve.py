@@ -194,7 +194,7 @@ def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float6
         some, u, tau = problem.rows(failing), found.u[failing], found.tau[failing]
         point = problem.form.recover(u, tau)
         at = some.at(point)
-        scale = certify.scales(at, point, some.unit).plus(some.sensitivity(u, tau))
+        scale = certify.scales(at, point, some.unit).plus(some.sensitivity(u, tau), at.dual)
         rows[failing] = certify.residuals(at, point, scale).stacked
     rows[~in_domain(problem, found.point.x)] = torch.inf
     return rows

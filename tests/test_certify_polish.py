@@ -6,6 +6,7 @@ import torch
 
 from optlayer import certify
 from optlayer.declare.declaration import Declaration
+from optlayer.declare.problem import ProblemDeclaration
 from optlayer.declare.routes import compile_declaration
 from optlayer.forms import Point
 from optlayer.forms.kkt import Instance
@@ -157,3 +158,19 @@ def test_frozen_samples_do_not_move():
     other = polish(Instance(form, (theta,), 2), easy)
     assert torch.equal(both.u[0], other.u[0])
     assert (both.point.x[1] - 3 * Z[0]).abs().max() < 1e-13
+
+
+def test_the_rows_of_a_cone_share_one_scale():
+    """Divided by different numbers, a vector of a cone need not be in the cone any more."""
+    z, x, t = cp.Variable(3), cp.Parameter(3), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.norm2(z - x)), [cp.norm2(cp.multiply(z, x)) <= t])
+    form = compile_declaration(ProblemDeclaration.of(problem), "cone").form
+    case = Instance(form, (torch.tensor([[1.0, 1e-3, 1e3]], dtype=DOUBLE), torch.ones(1, dtype=DOUBLE)), 1)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(1, form.size, generator=generator, dtype=DOUBLE)
+    point = form.recover(u, torch.ones(1, form.m, dtype=DOUBLE))
+    scale = certify.scales(case.at(point), point)
+    scale = scale.plus(case.sensitivity(u, scale.tau), form.dual)
+    for rows in (scale.inequality, scale.multiplier, scale.slack, scale.tau):
+        assert torch.equal(rows, form.dual.over_blocks(rows))
+    assert not torch.equal(case.sensitivity(u, scale.tau)[:, form.n : form.n + form.m], scale.inequality)
