@@ -152,7 +152,10 @@ def unexplained(
         return Failure(Status.INACCURATE, why, rows.max().item())
     if not rows.isfinite().all():
         if point.x.isfinite().all():
-            why = f"{words}; from there Newton's method leaves for ever: the infimum may not be attained"
+            why = (
+                f"{words}; from there Newton's method does not settle: the data may be badly scaled, or the "
+                "infimum not attained"
+            )
             return Failure(Status.INACCURATE, why)
         stopped = claim == Status.INACCURATE
         return Failure(Status.INACCURATE if stopped else Status.FAILED, words)

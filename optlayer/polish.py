@@ -21,12 +21,13 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from optlayer.certify import Scales, over, scales, stationarity
+from optlayer.certify import FLOOR, Scales, extent, over, scales, stationarity
 from optlayer.forms import Local, Point
 from optlayer.forms.kkt import Instance, Step, reduce
 from optlayer.linsolve import matvec
 
 TARGET = 1e-14  # relative residual at which there is nothing left to gain
+ROUNDED = 1e-12  # and at which a step of Newton's is worth more than a smaller one
 PATIENCE = 4  # steps without progress
 MAX_STEPS = 40
 HALVINGS = 30
@@ -72,7 +73,19 @@ def polish(problem: Instance, start: Point) -> Polished:
         better = now.merit < best.merit
         stalled = torch.where(now.merit < 0.5 * best.merit, 0.0, stalled + 1)
         best = _where(better, now, best)
+    if at.auxiliary:
+        best = _once_more(problem, domain, best, tau)
     return _settle(problem, best, tau)
+
+
+def _once_more(problem: Instance, domain: "_Domain", best: _Iterate, tau: Tensor) -> _Iterate:
+    """A last step where the merit has nothing left to say: a cone's rows are judged together, and what
+    is small among them, x² in (1 + x², 1 - x², 2x), is right only at a root."""
+    point = _point(best, tau)
+    at = problem.at(point)
+    ready = best.merit <= ROUNDED
+    last, _, _ = _step(problem, domain, best, at, scales(at, point, problem.unit).floored, tau, ready)
+    return _where(ready & (last.merit <= ROUNDED), last, best)
 
 
 def in_domain(problem: Instance, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
@@ -86,11 +99,15 @@ def in_domain(problem: Instance, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"
 
 
 def restlessness(problem: Instance, point: Point) -> Float64[Tensor, " B"]:
-    """How far one more Newton step would move x, relative to x; near 0 at an attained minimum."""
+    """How far one more Newton step would move the user's x, relative to x; near 0 at an attained minimum."""
     at = problem.at(point)
     tau = scales(at, point, problem.unit).tau
     dx, _, _ = _newton(_begin(at, point, tau), at, tau)
-    return dx.abs().amax(1) / point.x.abs().amax(1)
+    seen = problem.form.seen
+    size = point.x[:, seen].abs().amax(1)
+    if at.auxiliary:
+        size = torch.maximum(size, FLOOR * extent(at, point.x).squeeze(1))
+    return dx[:, seen].abs().amax(1) / size
 
 
 def _begin(at: Local, point: Point, tau: Tensor) -> _Iterate:

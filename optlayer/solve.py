@@ -31,8 +31,10 @@ from optlayer.report import Failure, explain
 from optlayer.solution import Status
 
 STRIDE = 1e3  # growth of x from an engine's answer to the polished one that is no polish any more
-RESTLESS = 1e-3  # a relative Newton step that says "not a minimum"
-ROUNDED = 1e-11  # residual up to which there is no doubt
+RESTLESS = 1e-6  # a relative Newton step that says "not a minimum"
+ROUNDED = 1e-11  # residual that Newton leaves where K is regular, and more
+STATED = 1e-6  # largest relative disagreement with the user's own objective and constraints
+ROUNDING = 1e-13  # of the data's largest length: differences that are none
 FAR = 1e5  # lengths of the data that an argmin may measure without being suspect
 
 
@@ -165,14 +167,22 @@ def _ran_away(problem: Instance, start: Tensor, x: Tensor) -> Bool[Tensor, " B"]
 
 
 def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Tensor, " B"]:
-    """Whether Newton, which ends at rounding error where there is a minimum, ended on its way."""
-    rows = residuals.amax(1)
-    short = _indices(torch.isfinite(rows) & (rows > ROUNDED))
-    moving = torch.zeros(len(rows), dtype=torch.bool)
-    if len(short) and isinstance(problem.form, ConicForm):
-        some, point = problem.rows(short), Point(*(part[short] for part in found.point))
-        moving[short] = restlessness(some, point) > RESTLESS
-    return moving
+    """Whether one more Newton step would move the user's variables: the forward error of the answer.
+
+    The rows of a cone are judged together, so that a small residual does not say that what is small
+    among them is right: x² <= t in a cone whose largest row is 1 + t. Where K is regular the step does;
+    the user's own functions, evaluated at x, say it everywhere.
+    """
+    form, x = problem.form, found.point.x
+    if not isinstance(form, ConicForm):
+        return torch.zeros(len(residuals), dtype=torch.bool)
+    floor = ROUNDING * certify.extent(problem.at(found.point), x).squeeze(1)
+    gap = form.stated.gap(x, form.value(x, *problem.theta), floor, *problem.theta)
+    moves = restlessness(problem, found.point) > RESTLESS
+    short = residuals.amax(1) > ROUNDED
+    if short.any():  # where K is singular, a step that stays says nothing of a residual that is left
+        moves |= short & _singular_at(problem, found.u, found.tau)[0]
+    return residuals.isfinite().all(1) & (moves | (gap > STATED))
 
 
 def _rays(form: KKTForm, answer: Answer, named: list[int]) -> dict[int, Point]:
@@ -255,19 +265,19 @@ def _indices(rows: Tensor) -> Tensor:
 
 def _flag_uniqueness(plan: Plan, call: Call, problem: Instance, outcome: Outcome) -> None:
     """Flags: duals not unique (degenerate), or the minimizer itself."""
-    singular, free = _singular(problem, outcome)
+    singular, free = _singular_at(problem, outcome.u, outcome.tau)
     solved = outcome.status == Status.SOLVED
     outcome.flags[:, 1], outcome.flags[:, 2] = solved & singular & ~free, solved & free
     _judge_uniqueness(plan, call, outcome)
 
 
-def _singular(problem: Instance, outcome: Outcome) -> tuple[Tensor, Tensor]:
+def _singular_at(problem: Instance, u: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     """Whether K is singular at the root, and whether a variable of the user's could move."""
     form = problem.form
-    at = problem.at(form.recover(outcome.u, outcome.tau))
-    _, v, _ = form.split(outcome.u)
-    K = reduce(at, form.dual.spectrum(v), outcome.tau).K
-    _, singular, free = solve_linear(K, torch.zeros_like(outcome.u), form.n)
+    at = problem.at(form.recover(u, tau))
+    _, v, _ = form.split(u)
+    K = reduce(at, form.dual.spectrum(v), tau).K
+    _, singular, free = solve_linear(K, torch.zeros_like(u), form.n)
     return singular, (free & form.seen).any(1)
 
 

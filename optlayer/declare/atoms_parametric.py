@@ -16,6 +16,12 @@ def norm_inf(atom: Atom) -> Operation:
     return curved(along(atom, lambda x, axis: x.abs().amax(axis)))
 
 
+def p_norm(atom: Atom) -> Operation:
+    """torch's own norm, whose derivative at 0 is 0."""
+    p = float(atom.p)
+    return curved(along(atom, lambda x, axis: torch.linalg.vector_norm(x, p, axis)))
+
+
 def sum_largest(atom: Atom) -> Operation:
     """The sum of the k largest entries."""
     return curved(lambda x: x.reshape(-1).topk(int(atom.k)).values.sum().reshape(atom.shape))
@@ -35,6 +41,8 @@ PARAMETRIC: dict[str, Rule] = {
     "abs": lambda atom: curved(torch.abs),
     "norm1": lambda atom: curved(along(atom, lambda x, axis: x.abs().sum(axis))),
     "norm_inf": norm_inf,
+    "Pnorm": p_norm,
+    "PnormApprox": p_norm,
     "max": lambda atom: curved(along(atom, torch.amax)),
     "min": lambda atom: curved(along(atom, torch.amin)),
     "maximum": lambda atom: curved(lambda *operands: reduce(torch.maximum, operands)),

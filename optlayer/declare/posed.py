@@ -1,13 +1,15 @@
 """A problem on private leaves, ready for a solver: what every stage of a declaration hands on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cvxpy as cp
 from torch import Tensor
 
 from optlayer.declare.rewriting import Rewriting
+
+SHORT = (-1.0, 0.0, 0.5, 1.0, 2.0)  # powers of one second-order cone
 
 Theta = tuple[Tensor, ...]
 Lift = Callable[[Theta], Theta]
@@ -83,6 +85,24 @@ class Posed:
 def rewritten(rows: tuple[Row, ...], rewriting: Rewriting) -> tuple[Row, ...]:
     """The same rows, each constraint rewritten."""
     return tuple(Row(rewriting.constraint(r.constraint), r.position, r.name) for r in rows)
+
+
+def with_exact_powers(posed: Posed) -> Posed:
+    """The problem with power cones for powers that cvxpy would write as towers of second-order cones.
+
+    The towers collapse where the power vanishes: at 0 they leave Newton's method no direction.
+    """
+
+    def substitute(e: Any) -> Any:
+        if type(e).__name__ != "PowerApprox" or isinstance(e.p, cp.Parameter) or not e.variables():
+            return None
+        p = float(e.p.value)
+        return None if p in SHORT else cp.power(rewriting.of(e.args[0]), p, approx=False)
+
+    rewriting = Rewriting(substitute)
+    rows = rewritten(posed.rows, rewriting)
+    objective = rewriting.objective(posed.problem.objective)
+    return replace(posed, problem=cp.Problem(objective, [row.constraint for row in rows]), rows=rows)
 
 
 def composed(outer: Lift, inner: Lift) -> Lift:

@@ -9,7 +9,7 @@ from typing import Any
 
 import cvxpy as cp
 
-from optlayer.declare.refusals import shortened
+from optlayer.declare.refusals import NotSmooth, shortened
 from optlayer.errors import DeclarationError
 
 Substitute = Callable[[Any], Any]  # an expression -> what stands in its place, None to look inside
@@ -93,9 +93,7 @@ def _with_keepdims(made: Rewriting, atom: Any) -> Any:
 def _perspective(made: Rewriting, atom: Any) -> Any:
     scale = made.of(atom.args[0])
     if not scale.is_nonneg():
-        raise DeclarationError(
-            f"{shortened(atom)} needs {scale.name()!r} to keep nonneg=True; the cone route does"
-        )
+        raise NotSmooth(f"{shortened(atom)} needs {scale.name()!r} to keep nonneg=True; the cone route does")
     return type(atom)(made.of(atom.f), scale, made._inner(atom.f_recession))
 
 

@@ -22,14 +22,14 @@ from optlayer.declare.branches import check_values
 from optlayer.declare.canonical import NotDPP, canonicalize
 from optlayer.declare.declared import Declared
 from optlayer.declare.outputs import Dual, Expressed, Output, Primal
-from optlayer.declare.posed import Lift, Posed
+from optlayer.declare.posed import Lift, Posed, with_exact_powers
 from optlayer.declare.refusals import NotSmooth
 from optlayer.declare.smooth import SmoothCompiler
 from optlayer.declare.translate import translate
 from optlayer.errors import DeclarationError
-from optlayer.forms import Reference, ReferenceProblem
+from optlayer.forms import Function, Reference, ReferenceProblem
 from optlayer.forms.affine import Gather
-from optlayer.forms.conic import ConicForm
+from optlayer.forms.conic import ConicForm, Stated
 from optlayer.forms.kkt import KKTForm
 from optlayer.forms.readout import Output as Reader
 from optlayer.forms.readout import Readout
@@ -90,7 +90,7 @@ def _smooth(declaration: Declared, apex: bool) -> Compiled:
 
 
 def _cone(declaration: Declared) -> Compiled:
-    posed = declaration.build(attributes=True, rows=False, lowered=True)
+    posed = with_exact_powers(declaration.build(attributes=True, rows=False, lowered=True))
     _check_values(declaration, posed)
     names = tuple(row.name for row in posed.rows)
     try:
@@ -113,12 +113,33 @@ def _cone(declaration: Declared) -> Compiled:
         seen=_seen(canonical.n, canonical.variables),
         owners=tuple(names[i] if i >= 0 else "" for i in canonical.rows.tolist()),
         reference=_reference(declaration, posed, attributes=True),
+        stated=_stated(posed, canonical.variables),
     )
     duals = tuple(
         tuple(replace(gather, shape=dual.shape) for gather, dual in zip(gathers, constraint.dual_variables))
         for gathers, constraint in zip(canonical.duals, posed.constraints, strict=True)
     )  # in the shapes that are declared; the values cvxpy hands out have others at times
     return _compiled(declaration, posed, form, canonical.variables, duals, "cone")
+
+
+def _stated(posed: Posed, variables: tuple[Gather, ...]) -> Stated:
+    """The objective and the curved constraints as functions, as far as torch has their atoms."""
+
+    def function(expression: Any) -> Function | None:
+        try:
+            return translate(expression, posed.variables, posed.parameters, values_only=True).function
+        except DeclarationError:
+            return None
+
+    curved = [row.constraint.args for row in posed.inequalities if not row.constraint.expr.is_affine()]
+    sides = [(function(left), function(right)) for left, right in curved]
+    return Stated(
+        variables=variables,
+        objective=function(posed.problem.objective.expr) if not posed.auxiliary else None,
+        constraints=tuple((left, right) for left, right in sides if left is not None and right is not None)
+        if not posed.auxiliary
+        else (),
+    )
 
 
 def _seen(n: int, variables: tuple[Gather, ...]) -> Bool[Tensor, " n"]:

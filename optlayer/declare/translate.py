@@ -59,6 +59,7 @@ def translate(
     parameters: Sequence[cp.Parameter],
     *,
     apex: bool = False,
+    values_only: bool = False,
 ) -> Translation:
     """The torch functions of an expression.
 
@@ -67,17 +68,19 @@ def translate(
         variables: Its variables, in the order in which their values will be passed.
         parameters: Its parameters, likewise.
         apex: Admit norms, which are smooth only away from 0.
+        values_only: Admit whatever torch can evaluate, smooth or not; derivatives are not asked for.
 
     Raises:
         DeclarationError: Naming the atom that is not smooth or not known, the leaf that was not
             declared, or the constant that is complex.
     """
-    values = _Tape(variables, parameters, apex)
+    apex = apex or values_only
+    values = _Tape(variables, parameters, apex, values_only)
     output = values.slot(expression)
     return Translation(
         function=values.program(output),
-        borders=_together(values.guarded, _Tape(variables, parameters, apex)),
-        norms=_together(values.norms, _Tape(variables, parameters, apex)),
+        borders=_together(values.guarded, _Tape(variables, parameters, apex, values_only)),
+        norms=_together(values.norms, _Tape(variables, parameters, apex, values_only)),
         terms=values.terms[output],
     )
 
@@ -94,13 +97,17 @@ class _Tape:
     """The slots of an expression, the leaves' first."""
 
     def __init__(
-        self, variables: Sequence[cp.Variable], parameters: Sequence[cp.Parameter], apex: bool
+        self,
+        variables: Sequence[cp.Variable],
+        parameters: Sequence[cp.Parameter],
+        apex: bool,
+        values_only: bool,
     ) -> None:
         leaves: list[_Leaf] = [*variables, *parameters]
         self.terms: list[Terms] = [VARIABLE] * len(variables) + [PARAMETER] * len(parameters)
         self.guarded: list[tuple[cp.Expression, Function]] = []
         self.norms: list[tuple[cp.Expression, Function]] = []
-        self._apex = apex
+        self._apex, self._values_only = apex, values_only
         self._leaves = {leaf.id: slot for slot, leaf in enumerate(leaves)}
         self._slots: dict[int, int] = {}
         self._steps: list[_Step] = []
@@ -157,7 +164,8 @@ class _Tape:
 
     def _operation(self, atom: Atom) -> Operation:
         name = type(atom).__name__
-        rule = RULES.get(name) if atom.variables() else RULES.get(name, PARAMETRIC.get(name))
+        smooth_only = bool(atom.variables()) and not self._values_only
+        rule = RULES.get(name) if smooth_only else (RULES | PARAMETRIC).get(name)
         if rule is None:
             raise refused(atom)
         operation = rule(atom)

@@ -13,12 +13,49 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
+from torch.func import vmap
 
 from optlayer.cones import Product
-from optlayer.forms import Curvature, Local, Point, Reference
-from optlayer.forms.affine import AffineMap
+from optlayer.forms import Curvature, Function, Local, Point, Reference
+from optlayer.forms.affine import AffineMap, Gather
 from optlayer.forms.kkt import KKTForm
 from optlayer.linsolve import matvec
+
+
+@dataclass(frozen=True, eq=False)
+class Stated:
+    """The user's own objective and curved constraints, to compare a point with; what torch can evaluate.
+
+    Attributes:
+        variables: x -> the value of each variable.
+        objective: (*variables, *theta) -> f, one sample; None where it has an atom without a rule.
+        constraints: The two sides of l <= r, likewise.
+    """
+
+    variables: tuple[Gather, ...]
+    objective: Function | None
+    constraints: tuple[tuple[Function, Function], ...]
+
+    def gap(self, x: Float64[Tensor, "B n"], value: Tensor, floor: Tensor, *theta: Tensor) -> Tensor:
+        """The largest relative difference between what is stated and what the cones made of it, (B,).
+
+        `value` is the optimal value by the cone programme; differences below `floor` are rounding.
+        """
+        variables = [gather(x) for gather in self.variables]
+        worst = torch.zeros_like(value)
+        if self.objective is not None:
+            f = vmap(self.objective)(*variables, *theta).reshape(-1)
+            worst = _relative((f - value).abs(), f.abs() + value.abs(), floor)
+        for left, right in self.constraints:
+            lhs, rhs = (vmap(side)(*variables, *theta).reshape(len(x), -1) for side in (left, right))
+            excess = _relative((lhs - rhs).clamp_min(0.0), lhs.abs() + rhs.abs(), floor.unsqueeze(1))
+            worst = torch.maximum(worst, excess.amax(1))
+        return worst
+
+
+def _relative(difference: Tensor, size: Tensor, floor: Tensor) -> Tensor:
+    """difference / size, 0 where the difference is rounding; what is no number disagrees."""
+    return torch.where(difference <= floor, 0.0, difference / size).nan_to_num(torch.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +74,7 @@ class ConicForm(KKTForm):
     seen: Bool[Tensor, " n"]  # coordinates of x that are part of a variable of the user's
     owners: tuple[str, ...]  # the constraint each row of A comes from; "" for an atom's or an attribute's
     reference: Reference
+    stated: Stated
     quadratic: bool = True
 
     def __deepcopy__(self, memo: dict[int, object]) -> "ConicForm":
