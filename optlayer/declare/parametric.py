@@ -31,11 +31,11 @@ from optlayer.errors import DeclarationError
 
 def lowered(posed: Posed) -> Posed:
     """The problem as near to DPP as the rewritings bring it, its functions of parameters alone as data."""
-    lowering = _Lowering(posed)
-    rewritten_problem = lowering.posed()
-    if is_parametrized(posed.problem) and not lowering.computed:
+    if not posed.parameters:
         return posed
-    return rewritten_problem
+    found = _Lowering(posed).posed()
+    same = [id(p) for p in found.parameters] == [id(p) for p in posed.parameters]
+    return posed if same and is_parametrized(posed.problem) else found
 
 
 class Computed:
@@ -79,7 +79,7 @@ class _Lowering:
 
     def __init__(self, posed: Posed) -> None:
         self._before = posed
-        self.computed = Computed(posed.parameters)
+        self._computed = Computed(posed.parameters)
         self._definitions: list[Row] = []
         self._rewriting = Rewriting(self._substitute)
         self._freeing = Rewriting(self._freed)
@@ -87,14 +87,14 @@ class _Lowering:
     def posed(self) -> Posed:
         objective = self._rewriting.objective(self._before.problem.objective)
         rows = rewritten(self._before.rows, self._rewriting)
-        return self.computed.completed(self._before, objective, (*rows, *self._definitions))
+        return self._computed.completed(self._before, objective, (*rows, *self._definitions))
 
     def _substitute(self, e: Any) -> Any:
         """What stands in the place of an expression; None where its parts are to be rewritten."""
         if not e.parameters():
             return None
         if not e.variables():
-            return None if is_param_affine(e) else self.computed.parameter(e)
+            return None if is_param_affine(e) else self._computed.parameter(e)
         match type(e).__name__:
             case "DivExpression" if not e.args[1].variables() and e.args[1].parameters():
                 return self._rewriting.of(cp.multiply(cp.Constant(1) / e.args[1], e.args[0]))
