@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from optlayer import InaccurateError, OptLayer
+from optlayer import DeclarationError, InaccurateError, OptLayer
 
 DOUBLE = torch.float64
 
@@ -93,3 +93,56 @@ def test_a_perspective_takes_the_cone_route_by_itself():
     layer = OptLayer.from_problem(problem)
     assert "route: cone" in repr(layer)
     assert layer.solve(tensor(3.0)).value.item() == pytest.approx(4.5)
+
+
+def of_products(z, x, p, q):
+    return cp.sum_squares(z - x) / 2 + p * q * cp.norm1(z)
+
+
+def of_squares(z, x, p, q):
+    return cp.sum_squares(z - x) / 2 + cp.square(p) * cp.norm1(z) + q * cp.sum(z)
+
+
+def with_a_branch(z, x, p, q):
+    if isinstance(z, cp.Expression):
+        return of_products(z, x, p, q)
+    return (z - x).square().sum() / 2 + p * q * z.abs().sum()
+
+
+def with_another_branch(z, x, p, q):
+    return of_products(z, x, p, q) if isinstance(z, cp.Expression) else p * q * z.abs().sum()
+
+
+def shrunk(x, t):
+    """argmin ½|z - x|² + t |z|₁."""
+    return x.sign() * (x.abs() - t).relu()
+
+
+SHRINKAGE = {
+    of_products: lambda x, p, q: shrunk(x, p * q),
+    of_squares: lambda x, p, q: shrunk(x - q, p.square()),
+    with_a_branch: lambda x, p, q: shrunk(x, p * q),
+}
+
+
+def callable_layer(objective):
+    variables = [cp.Variable(3)]
+    parameters = [cp.Parameter(3), cp.Parameter(nonneg=True), cp.Parameter(nonneg=True)]
+    return OptLayer(variables, parameters, objective, [lambda z, x, p, q: p * q * cp.norm1(z) - 9])
+
+
+@pytest.mark.parametrize("objective", SHRINKAGE)
+def test_callables_are_rewritten_for_the_cone_route_too(objective):
+    """Products and functions of parameters, in the objective and in a constraint that is slack."""
+    layer = callable_layer(objective)
+    assert "route: cone" in repr(layer)
+    values = [1.0, -2.0, 0.1], 0.5, 0.7
+    data = tuple(tensor(value).requires_grad_() for value in values)
+    assert torch.allclose(layer(*data), SHRINKAGE[objective](*data), rtol=0, atol=1e-10)
+    assert torch.autograd.gradcheck(layer, data)
+
+
+def test_a_torch_branch_is_compared_in_the_users_parameters():
+    """p, q, not the p * q that stands for them in the cone programme."""
+    with pytest.raises(DeclarationError, match="two branches of objective 'with_another_branch' disagree"):
+        callable_layer(with_another_branch)

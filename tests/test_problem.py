@@ -21,6 +21,7 @@ from scipy import sparse
 
 from optlayer.declare.discipline import explain_not_dpp, is_parametrized
 from optlayer.declare.outputs import Dual, Expressed, Primal
+from optlayer.declare.parametric import lowered
 from optlayer.declare.posed import Posed
 from optlayer.declare.problem import ProblemDeclaration
 from optlayer.declare.rewriting import Rewriting
@@ -67,10 +68,16 @@ def dense(variable: cp.Variable) -> np.ndarray:
     return value.toarray() if sparse.issparse(value) else np.asarray(value)
 
 
-def same_solution(problem: cp.Problem, theta: list[Any], gp: bool = False, **how: bool) -> Posed:
+def same_solution(
+    problem: cp.Problem,
+    theta: list[Any],
+    gp: bool = False,
+    attributes: bool = True,
+    then: Callable[[Posed], Posed] = lambda posed: posed,
+) -> Posed:
     """A private copy solves to the same as the problem with the values in place."""
     declaration = ProblemDeclaration.of(problem, gp=gp)
-    posed = declaration.build(**how)
+    posed = then(declaration.build(attributes))
     value, primal = solved(posed, theta)
     duals = [[d.value for d in c.dual_variables] for c in posed.constraints]
     for parameter, t in zip(declaration.parameters, theta, strict=True):
@@ -478,7 +485,7 @@ def test_a_lowered_problem_is_dpp_and_solves_to_the_same(name: str) -> None:
     problem = liftable()[name]
     theta = [ONE_MORE[own.name()] for own in problem.parameters()]
     assert not is_parametrized(ProblemDeclaration.of(problem).build(attributes=True).problem)
-    posed = same_solution(problem, theta, attributes=True, lowered=True)
+    posed = same_solution(problem, theta, then=lowered)
     assert is_parametrized(posed.problem)
     declared = [row for row in posed.rows if row.position is not None]
     assert len(declared) == len(problem.constraints)
@@ -489,7 +496,7 @@ def test_a_dpp_problem_is_left_as_it_is() -> None:
     declaration = ProblemDeclaration.of(
         cp.Problem(cp.Minimize(cp.sum_squares(x - (p + 2 * p)) + q * y), [y >= 0])
     )
-    posed = declaration.build(attributes=True, lowered=True)
+    posed = lowered(declaration.build(attributes=True))
     assert [leaf.name() for leaf in posed.parameters] == ["p", "q"]
     batch = (torch.rand(4, 3), torch.rand(4))
     assert posed.lift(batch) is batch
@@ -513,16 +520,16 @@ def test_a_negative_semidefinite_constant_stays_so() -> None:
 
 def test_a_geometric_programme_is_lowered_too() -> None:
     problem = cp.Problem(cp.Minimize(u + v[0]), [u * v[0] >= (a + b[0]) ** 2, v[1] == a + b[1]])
-    posed = same_solution(problem, [GP_VALUES["a"], GP_VALUES["b"]], gp=True, attributes=True, lowered=True)
+    posed = same_solution(problem, [GP_VALUES["a"], GP_VALUES["b"]], gp=True, then=lowered)
     assert is_parametrized(posed.problem)
 
 
 def test_what_is_known_of_an_expression_is_declared() -> None:
     quadratic = liftable()["quad_form in the objective"]
-    posed = ProblemDeclaration.of(quadratic).build(attributes=True, lowered=True)
+    posed = lowered(ProblemDeclaration.of(quadratic).build(attributes=True))
     (matrix,) = (leaf for leaf in posed.parameters if leaf.ndim == 2)
     assert matrix.attributes["PSD"]
-    posed = ProblemDeclaration.of(liftable()["norm(p) x"]).build(attributes=True, lowered=True)
+    posed = lowered(ProblemDeclaration.of(liftable()["norm(p) x"]).build(attributes=True))
     (norm,) = (leaf for leaf in posed.parameters if leaf.name() not in ("p", "q"))
     assert norm.attributes["nonneg"]
 
@@ -530,7 +537,7 @@ def test_what_is_known_of_an_expression_is_declared() -> None:
 @pytest.mark.parametrize("name", liftable())
 def test_the_derivative_of_a_lift(name: str) -> None:
     declaration = ProblemDeclaration.of(liftable()[name])
-    posed = declaration.build(attributes=True, lowered=True)
+    posed = lowered(declaration.build(attributes=True))
     values = [torch.tensor(ONE_MORE[own.name()], dtype=torch.float64) for own in declaration.parameters]
     batch = tuple(torch.stack([t, 1.1 * t]).requires_grad_() for t in values)
     assert torch.autograd.gradcheck(lambda *theta: posed.lift(theta), batch, check_forward_ad=True)
@@ -550,7 +557,7 @@ def test_the_derivative_of_a_logarithmic_lift() -> None:
 
 def test_an_empty_batch_lifts_to_an_empty_batch() -> None:
     declaration = ProblemDeclaration.of(liftable()["p1 p2 x"])
-    posed = declaration.build(attributes=True, lowered=True)
+    posed = lowered(declaration.build(attributes=True))
     lifted = posed.lift(
         tuple(torch.zeros(0, *own.shape, dtype=torch.float64) for own in declaration.parameters)
     )
@@ -575,7 +582,7 @@ def test_an_empty_batch_lifts_to_an_empty_batch() -> None:
     ],
 )
 def test_a_problem_that_stays_beyond_dpp_is_explained(problem: cp.Problem, texts: list[str]) -> None:
-    posed = ProblemDeclaration.of(problem).build(attributes=True, lowered=True)
+    posed = lowered(ProblemDeclaration.of(problem).build(attributes=True))
     assert not is_parametrized(posed.problem)
     message = explain_not_dpp(posed.problem, tuple(row.name for row in posed.rows))
     for text in texts:
@@ -622,7 +629,7 @@ def test_two_threads_build_the_same() -> None:
     theta = [ONE_MORE[own.name()] for own in declaration.parameters]
 
     def build(_: int) -> Posed:
-        return declaration.build(attributes=True, lowered=True)
+        return lowered(declaration.build(attributes=True))
 
     with ThreadPoolExecutor(2) as pool:
         built = list(pool.map(build, range(4)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from optlayer.declare import terms
+from optlayer.declare.cvxpy_internals import averaged
 from optlayer.declare.operation import Atom, Function, Operation, Rule, along, curved, entries, linear, same
 
 # --- elementwise ----------------------------------------------------------------------------------
@@ -78,8 +79,9 @@ def weights(atom: Atom) -> np.ndarray:
     """The exponents of a geometric mean, in a shape that broadcasts against its argument."""
     ndim = atom.args[0].ndim
     axes = range(ndim) if atom.axis is None else np.atleast_1d(atom.axis)
-    exponents = np.zeros(len(atom._keep))
-    exponents[atom._keep] = [float(w) for w in atom.w]
+    kept = averaged(atom)
+    exponents = np.zeros(len(kept))
+    exponents[kept] = [float(w) for w in atom.w]
     lengths = [atom.args[0].shape[axis] for axis in axes]
     in_place = exponents.reshape(lengths + [1] * (ndim - len(lengths)), order="F")
     return np.moveaxis(in_place, range(len(lengths)), list(axes))

@@ -8,14 +8,13 @@ order, one after the other. K is the product of cones in Clarabel's order: nonne
 semidefinite (upper triangle column by column, off-diagonal entries times √2), exponential, power,
 generalised power.
 
-This is the one file that knows how cvxpy works inside; what it knows:
+What cvxpy makes of a problem comes from `cvxpy_internals`; how it is read here:
 
-* the chain of reductions for CLARABEL ends in a parametrized cone program, tensors with a column for
-  every parameter entry (Fortran order) and one for the constant:
+* tensors with a column for every parameter entry (Fortran order) and one for the constant:
       q: row j is q_j, row n is d;    P: row i + n·j is P_ij;    A: row i + m·j is −A_ij, or b_i for j = n
-* a symmetric, diagonal or sparse parameter is replaced by a vector of its free entries. A symmetric one is
-  read as the mean of its two triangles, cvxpy reads the upper one only: equal values, and ∂/∂θ_ij = ∂/∂θ_ji
-* a variable with attributes is replaced by a reduced one; every entry of its value is one entry of x, or 0
+* a symmetric parameter as the mean of its two triangles, where cvxpy reads the upper one only: equal values,
+  and ∂/∂θ_ij = ∂/∂θ_ji
+* every entry of a variable's value is one entry of x, or 0
 * every entry of a constraint's dual value is a multiple of one entry of y, found by inverting the chain on
   y = (1, 1, ...), which gives the factor, and on y = (1, 2, ...), which gives the place.
 
@@ -24,21 +23,14 @@ parameter values (so that a value cvxpy has built into its tensors is seen), and
 cvxpy's own inversion at a random (x, y). What differs raises.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import cvxpy as cp
-import cvxpy.settings as names
 import numpy as np
 import scipy.sparse as sp
 import torch
-from cvxpy.error import DPPError
-from cvxpy.lin_ops.lin_op import CONSTANT_ID
-from cvxpy.reductions.cvx_attr2constr import SYMMETRIC_ATTRIBUTES, lower_value, recover_value_for_leaf
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -51,6 +43,16 @@ from optlayer.cones import (
     Product,
     SecondOrder,
     Semidefinite,
+)
+from optlayer.declare.cvxpy_internals import (
+    Compiled,
+    compiled,
+    dense,
+    is_reduced,
+    is_symmetric,
+    lower_value,
+    recover_value_for_leaf,
+    unexpected,
 )
 from optlayer.forms.affine import AffineMap, Array, Gather
 
@@ -112,81 +114,36 @@ def canonicalize(
     problem = _mention_a_variable(problem, variables)
     rng = np.random.default_rng(0)
     _assign_random(parameters, rng)
-    compiled = _compile(problem)
-    _check_program(compiled)
-    duals = _dual_gathers(compiled, constraints)
+    program = _compile(problem)
+    _check_program(program)
+    duals = _dual_gathers(program, constraints)
     canonical = Canonical(
-        n=compiled.n,
-        m=compiled.m,
-        zero=int(compiled.program.cone_dims.zero),
-        cone=_cone(compiled.program.cone_dims),
-        **_maps(compiled, parameters),
-        variables=tuple(_primal_gather(compiled, variable) for variable in variables),
+        n=program.n,
+        m=program.m,
+        zero=int(program.dims.zero),
+        cone=_cone(program.dims),
+        **_maps(program, parameters),
+        variables=tuple(_primal_gather(program, variable) for variable in variables),
         duals=duals,
-        rows=_rows(compiled.m, duals),
+        rows=_rows(program.m, duals),
     )
     theta = _assign_random(parameters, rng)
     _verify_maps(canonical, theta, _compile(cp.Problem(problem.objective, problem.constraints)))
     for _ in range(2):
-        x, y = rng.standard_normal(compiled.n), rng.standard_normal(compiled.m)
-        _verify_gathers(canonical, compiled, variables, constraints, x, y)
-        _verify_gathers(canonical, compiled, variables, constraints, -x, -y)
+        x, y = rng.standard_normal(program.n), rng.standard_normal(program.m)
+        _verify_gathers(canonical, program, variables, constraints, x, y)
+        _verify_gathers(canonical, program, variables, constraints, -x, -y)
     return canonical
 
 
-# ------------------------------------------------------------------------------------ cvxpy's own chain
+# ------------------------------------------------------------------------------------------ the problem
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    """What cvxpy makes of a problem: solver data, the chain that made them, and how to invert it."""
-
-    data: dict[str, Any]
-    chain: Any
-    inverse: list[Any]
-
-    @property
-    def program(self) -> Any:
-        """The parametrized cone program, rows already in the solver's order."""
-        return self.data[names.PARAM_PROB]
-
-    @property
-    def n(self) -> int:
-        return int(self.program.x.size)
-
-    @property
-    def m(self) -> int:
-        return int(self.program.constr_size)
-
-    def invert(self, x: Array, y: Array) -> Any:
-        """The cvxpy Solution that a solver's answer (x, y) would become."""
-        status = self.chain.solver.SOLVED
-        answer = SimpleNamespace(status=status, x=x, z=y, obj_val=0.0, solve_time=0.0, iterations=0)
-        return self.chain.invert(answer, self.inverse)
-
-
-@contextmanager
-def _cvxpy_noise() -> Iterator[None]:
-    """cvxpy warns of its own reading of a sparse parameter's `.value`, and of its choice of a backend."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Reading from a sparse CVXPY expression", RuntimeWarning)
-        warnings.filterwarnings("ignore", "The problem has an expression with dimension", UserWarning)
-        yield
-
-
-def _compile(problem: cp.Problem) -> _Compiled:
-    with _cvxpy_noise():
-        try:
-            data, chain, inverse = problem.get_problem_data(cp.CLARABEL, enforce_dpp=True, solver_opts={})
-        except DPPError as error:
-            raise NotDPP(str(error)) from error
-    if not isinstance(data, dict) or names.PARAM_PROB not in data:
-        raise _unexpected("the solver's data hold no parametrized program")
-    return _Compiled(data, chain, inverse)
-
-
-def _unexpected(what: str) -> RuntimeError:
-    return RuntimeError(f"cvxpy {cp.__version__} canonicalizes differently than expected: {what}")
+def _compile(problem: cp.Problem) -> Compiled:
+    try:
+        return compiled(problem)
+    except cp.error.DPPError as error:
+        raise NotDPP(str(error)) from error
 
 
 def _check_declared(problem: cp.Problem, parameters: Sequence[Any], constraints: Sequence[Any]) -> None:
@@ -211,21 +168,16 @@ def _mention_a_variable(problem: cp.Problem, variables: Sequence[Any]) -> cp.Pro
     return cp.Problem(cp.Minimize(problem.objective.expr + 0 * cp.sum(variables[0])), problem.constraints)
 
 
-def _check_program(compiled: _Compiled) -> None:
-    """Nothing of the problem lies outside q, P, A and the"""
-    program = compiled.program
-    strange = [type(r).__name__ for r in compiled.chain.reductions if type(r).__name__ not in REDUCTIONS]
+def _check_program(program: Compiled) -> None:
+    """Nothing of the problem lies outside q, P, A and the cones."""
+    strange = [name for name in program.reductions if name not in REDUCTIONS]
     if strange:
-        raise _unexpected(f"reductions {', '.join(strange)} are not known here")
-    for attribute in ("lower_bounds", "upper_bounds", "lb_tensor", "ub_tensor"):
-        if getattr(program, attribute, None) is not None:
-            raise _unexpected(f"a constraint was moved to {attribute} and would be lost")
-    if getattr(program, "dir_cones", None):
-        raise _unexpected("a cone constraint was moved to dir_cones and would be lost")
-    rows = int(program.cone_dims.zero) + _cone(program.cone_dims).dim
-    if rows != compiled.m or compiled.data[names.A].shape != (rows, compiled.n):
-        shape = compiled.data[names.A].shape
-        raise _unexpected(f"the cones have {rows} rows, the program {compiled.m}, and A has shape {shape}")
+        raise unexpected(f"reductions {', '.join(strange)} are not known here")
+    if program.beside_rows:
+        raise unexpected(f"a constraint was moved to {program.beside_rows[0]} and would be lost")
+    rows, shape = int(program.dims.zero) + _cone(program.dims).dim, program.matrices()["A"].shape
+    if rows != program.m or shape != (rows, program.n):
+        raise unexpected(f"the cones have {rows} rows, the program {program.m}, and A has shape {shape}")
 
 
 # --------------------------------------------------------------------------------------------- the cones
@@ -245,12 +197,10 @@ def _cone(dims: Any) -> Product:
 # ---------------------------------------------------------------------------------------- data as maps of θ
 
 
-def _maps(compiled: _Compiled, parameters: Sequence[Any]) -> dict[str, AffineMap]:
-    program, n, m = compiled.program, compiled.n, compiled.m
-    theta = _theta_of_columns(compiled, parameters)
+def _maps(program: Compiled, parameters: Sequence[Any]) -> dict[str, AffineMap]:
+    n, m, theta = program.n, program.m, _theta_of_columns(program, parameters)
     k = theta.shape[1]  # columns: θ, and the constant
-    q, A = (_in_theta(tensor, theta) for tensor in (program.q, program.A))
-    P = sp.coo_array((n * n, k)) if program.P is None else _in_theta(program.P, theta)
+    P, q, A = (_in_theta(tensor, theta) for tensor in program.tensors)
     j, i = np.divmod(A.row, max(m, 1))  # Fortran order: row i + m·j
     inside, linear = j < n, q.row < n
     mirrored = P.row // n + n * (P.row % n)
@@ -276,39 +226,32 @@ def _matrix(data: Array, row: Array, column: Array, shape: tuple[int, int]) -> A
     return sp.coo_array((data, (row, column)), shape=shape)
 
 
-def _theta_of_columns(compiled: _Compiled, parameters: Sequence[Any]) -> Any:
+def _theta_of_columns(program: Compiled, parameters: Sequence[Any]) -> Any:
     """The matrix that makes cvxpy's parameter vector (..., 1) from (θ, 1)."""
-    columns, renamed = compiled.program.param_id_to_col, compiled.chain.compose_param_id_map()
-    k = sum(parameter.size for parameter in parameters)
-    row, column, weight = [np.array([columns[CONSTANT_ID]])], [np.array([k])], [np.ones(1)]
+    last, k = program.constant_column, sum(parameter.size for parameter in parameters)
+    row, column, weight = [np.array([last])], [np.array([k])], [np.ones(1)]
     start = 0
     for parameter in parameters:
-        ids = renamed.get(parameter.id, [parameter.id])
-        if len(ids) != 1:
-            raise _unexpected(f"parameter {parameter.name()!r} becomes {len(ids)} parameters")
-        if ids[0] in columns:
+        first = program.column(parameter)
+        if first is not None:
             for positions, share in _readings(parameter):
-                row.append(columns[ids[0]] + np.arange(len(positions)))
+                row.append(first + np.arange(len(positions)))
                 column.append(start + positions)
                 weight.append(np.full(len(positions), share))
         start += parameter.size
-    shape = (columns[CONSTANT_ID] + 1, k + 1)
-    return _matrix(np.concatenate(weight), np.concatenate(row), np.concatenate(column), shape).tocsr()
+    weights, rows, columns = map(np.concatenate, (weight, row, column))
+    return _matrix(weights, rows, columns, (last + 1, k + 1)).tocsr()
 
 
 def _readings(parameter: Any) -> list[tuple[Array, float]]:
     """Which entries of a parameter, in C order, its free entries read, and with what weight."""
     places = np.arange(parameter.size).reshape(parameter.shape)
-    if _symmetric(parameter):
+    if is_symmetric(parameter):
         triangles = (places, np.swapaxes(places, -2, -1))
         return [(np.ravel(lower_value(parameter, triangle)), 0.5) for triangle in triangles]
-    if parameter._has_dim_reducing_attr:
+    if is_reduced(parameter):
         return [(np.ravel(lower_value(parameter, places)), 1.0)]
     return [(np.ravel(places, order="F"), 1.0)]
-
-
-def _symmetric(leaf: Any) -> bool:
-    return any(leaf.attributes[attribute] for attribute in SYMMETRIC_ATTRIBUTES)
 
 
 def _assign_random(parameters: Sequence[Any], rng: np.random.Generator) -> Array:
@@ -324,7 +267,7 @@ def _random_value(parameter: Any, rng: np.random.Generator) -> Array:
     if parameter.attributes["PSD"] or parameter.attributes["NSD"]:
         square = value @ np.swapaxes(value, -2, -1)
         return square if parameter.attributes["PSD"] else -square
-    if _symmetric(parameter):
+    if is_symmetric(parameter):
         return value + np.swapaxes(value, -2, -1)
     if parameter.attributes["diag"]:
         return np.diag(np.diag(value))
@@ -338,29 +281,20 @@ def _random_value(parameter: Any, rng: np.random.Generator) -> Array:
 # ------------------------------------------------------------------------------- values and dual values
 
 
-def _primal_gather(compiled: _Compiled, variable: Any) -> Gather:
+def _primal_gather(program: Compiled, variable: Any) -> Gather:
     """Follow the variable to its columns of x, then let cvxpy unfold their numbers as if they were values."""
-    reduced = _reduced_variables(compiled).get(variable.id, variable)
-    column = compiled.program.var_id_to_col.get(reduced.id)
+    reduced, column = program.place(variable)
     if column is None:
         return Gather.of(np.zeros(variable.shape, dtype=int), np.zeros(variable.shape))
     numbers = 1.0 + column + np.arange(reduced.size).reshape(reduced.shape, order="F")  # 0 is "nowhere"
-    places = _dense(recover_value_for_leaf(variable, numbers, project=False))
+    places = dense(recover_value_for_leaf(variable, numbers, project=False))
     return Gather.of(np.rint(places).astype(int) - 1, (places != 0).astype(float))
 
 
-def _reduced_variables(compiled: _Compiled) -> dict[int, Any]:
-    for reduction, inverse in zip(compiled.chain.reductions, compiled.inverse, strict=True):
-        if type(reduction).__name__ == "CvxAttr2Constr" and inverse:
-            found: dict[int, Any] = inverse[0]
-            return found
-    return {}
-
-
-def _dual_gathers(compiled: _Compiled, constraints: Sequence[Any]) -> tuple[tuple[Gather, ...], ...]:
-    x, m = np.zeros(compiled.n), compiled.m
-    factors = _dual_values(compiled.invert(x, np.ones(m)), constraints)
-    numbered = _dual_values(compiled.invert(x, np.arange(1.0, m + 1)), constraints)
+def _dual_gathers(program: Compiled, constraints: Sequence[Any]) -> tuple[tuple[Gather, ...], ...]:
+    x, m = np.zeros(program.n), program.m
+    factors = _dual_values(program.invert(x, np.ones(m)), constraints)
+    numbered = _dual_values(program.invert(x, np.arange(1.0, m + 1)), constraints)
     return tuple(
         tuple(_dual_gather(c, m, f, v) for f, v in zip(ones, values, strict=True))
         for c, ones, values in zip(constraints, factors, numbered, strict=True)
@@ -371,7 +305,7 @@ def _dual_gather(constraint: Any, m: int, factor: Array, numbered: Array) -> Gat
     number = np.divide(numbered, factor, out=np.ones_like(factor), where=factor != 0)
     index = np.rint(number).astype(int) - 1
     if ((index < 0) | (index >= m) & (factor != 0)).any():
-        raise _unexpected(f"the dual value of {constraint} mixes several multipliers")
+        raise unexpected(f"the dual value of {constraint} mixes several multipliers")
     return Gather.of(index, factor)
 
 
@@ -384,7 +318,7 @@ def _dual_values(solution: Any, constraints: Sequence[Any]) -> list[list[Array]]
         values = [variable.value for variable in constraint.dual_variables]
         for variable in constraint.dual_variables:
             variable.save_value(None)
-        found.append([] if any(v is None for v in values) else [_dense(v).astype(float) for v in values])
+        found.append([] if any(v is None for v in values) else [dense(v).astype(float) for v in values])
     return found
 
 
@@ -397,30 +331,18 @@ def _rows(m: int, duals: Sequence[Sequence[Gather]]) -> Tensor:
     return rows
 
 
-def _dense(value: Any) -> Array:
-    return np.asarray(value.toarray() if sp.issparse(value) else value)
-
-
 # ---------------------------------------------------------------------------------------- verification
 
 
-def _verify_maps(canonical: Canonical, theta: Array, compiled: _Compiled) -> None:
+def _verify_maps(canonical: Canonical, theta: Array, program: Compiled) -> None:
     """P, q, d, A, b at θ against the data of a problem compiled at θ."""
-    point, data, n, m = torch.from_numpy(theta), compiled.data, canonical.n, canonical.m
-    if (compiled.n, compiled.m) != (n, m) or _cone(compiled.program.cone_dims) != canonical.cone:
-        raise _unexpected("the shape of the cone program depends on the parameters' values")
-    upper = sp.triu(data[names.P]) if names.P in data else sp.coo_array((n, n))  # all that Clarabel reads
-    theirs = {
-        "P": upper + sp.triu(upper, 1).T,
-        "q": np.reshape(data[names.C], (1, n)),
-        "d": np.reshape(_dense(compiled.inverse[-1][names.OFFSET]), (1, 1)),
-        "A": data[names.A],
-        "b": np.reshape(data[names.B], (1, m)),
-    }
-    for name, expected in theirs.items():
+    point, shape = torch.from_numpy(theta), (canonical.n, canonical.m)
+    if (program.n, program.m) != shape or _cone(program.dims) != canonical.cone:
+        raise unexpected("the shape of the cone program depends on the parameters' values")
+    for name, expected in program.matrices().items():
         found: AffineMap = getattr(canonical, name)
         if not _agree(found.places.numpy(), found.values(point).numpy(), sp.csr_array(expected)):
-            raise _unexpected(f"{name} at random parameter values is not what cvxpy's tensors say")
+            raise unexpected(f"{name} at random parameter values is not what cvxpy's tensors say")
 
 
 def _agree(places: Array, values: Array, expected: Any) -> bool:
@@ -436,19 +358,19 @@ def _agree(places: Array, values: Array, expected: Any) -> bool:
 
 
 def _verify_gathers(
-    canonical: Canonical, compiled: _Compiled, variables: Any, constraints: Any, x: Array, y: Array
+    canonical: Canonical, program: Compiled, variables: Any, constraints: Any, x: Array, y: Array
 ) -> None:
     """Values and dual values from (x, y) against cvxpy's own inversion."""
-    solution = compiled.invert(x, y)
+    solution = program.invert(x, y)
     for variable, gather in zip(variables, canonical.variables, strict=True):
         ours = gather(torch.from_numpy(x)).numpy()
-        if not variable._has_dim_reducing_attr:
+        if not is_reduced(variable):
             ours = variable.project(ours)  # cvxpy clips a value to its sign and bounds, we leave it alone
-        theirs = _dense(solution.primal_vars.get(variable.id, np.zeros(variable.shape)))
+        theirs = dense(solution.primal_vars.get(variable.id, np.zeros(variable.shape)))
         if theirs.shape != variable.shape or not np.array_equal(ours, theirs):
-            raise _unexpected(f"the value of variable {variable.name()!r} is not a gather of x")
+            raise unexpected(f"the value of variable {variable.name()!r} is not a gather of x")
     duals = _dual_values(solution, constraints)
     for constraint, gathers, values in zip(constraints, canonical.duals, duals, strict=True):
         for gather, theirs in zip(gathers, values, strict=True):
             if not np.allclose(gather(torch.from_numpy(y)).numpy(), theirs, rtol=TOLERANCE, atol=0):
-                raise _unexpected(f"the dual value of {constraint} mixes several multipliers")
+                raise unexpected(f"the dual value of {constraint} mixes several multipliers")

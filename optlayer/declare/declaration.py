@@ -56,7 +56,7 @@ class Declaration:
         """There are no constraint objects of the user's to ask by."""
         return ()
 
-    def build(self, attributes: bool, rows: bool, lowered: bool = False) -> Posed:
+    def build(self, attributes: bool, rows: bool) -> Posed:
         """A private copy of the problem, on leaves that nobody else holds; see `Declared`."""
         variables = tuple(leaf.private_copy(v) for v in self.variables)
         parameters = tuple(leaf.private_copy(p) for p in self.parameters)
@@ -70,12 +70,13 @@ class Declaration:
         posed = Posed(problem, variables, parameters, constraints, identity, maximize=False)
         return settled(posed, attributes, rows)
 
-    def check_convex(self, posed: Posed) -> None:
+    def check_convex(self) -> None:
         """Complain in the user's terms where cvxpy's rules do not see a convex problem.
 
         Raises:
             DeclarationError: naming the callable and a way out.
         """
+        posed = self.build(attributes=True, rows=False)
         f = posed.problem.objective.expr
         if not f.is_convex():
             hint = "; to maximise f, minimise -f" if f.is_concave() else _psd_hint(f)

@@ -42,19 +42,18 @@ class Declared(Protocol):
         """The callable of the objective, then of each constraint, where there is one."""
         ...
 
-    def build(self, attributes: bool, rows: bool, lowered: bool = False) -> Posed:
+    def build(self, attributes: bool, rows: bool) -> Posed:
         """A private copy of the problem as a minimization, deterministic.
 
         Args:
             attributes: Whether private variables keep theirs.
             rows: Whether sign, bounds, symmetry and diagonality follow as rows.
-            lowered: Whether what is not DPP is rewritten so that it is.
 
         Raises:
             DeclarationError: where something cannot be expressed.
         """
         ...
 
-    def check_convex(self, posed: Posed) -> None:
+    def check_convex(self) -> None:
         """Raise a DeclarationError for what is not convex by cvxpy's rules."""
         ...

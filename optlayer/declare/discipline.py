@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cvxpy as cp
-from cvxpy.expressions.constants.parameter import is_param_affine
-from cvxpy.utilities.scopes import quad_form_dpp_scope
 
+from optlayer.declare.cvxpy_internals import is_param_affine, quad_form_dpp_scope
 from optlayer.declare.refusals import shortened
 from optlayer.errors import DeclarationError
 
@@ -159,7 +158,8 @@ def _beyond_dpp(problem: cp.Problem, names: tuple[str, ...]) -> Iterator[tuple[s
             yield "objective", smallest(problem.objective.expr, _is_dpp)
     for name, constraint in zip(names, problem.constraints):
         if not constraint.is_dcp(dpp=True):
-            parts = [constraint.expr] if hasattr(constraint, "_expr") else constraint.args
+            elementwise = type(constraint).__name__ in ("Equality", "Inequality")
+            parts = [constraint.expr] if elementwise else constraint.args
             part = next((p for p in parts if not _is_dpp(p)), parts[0])
             yield name, smallest(part, _is_dpp)
 

@@ -1,16 +1,14 @@
 """Geometric programmes, written in the logarithms of their variables and parameters.
 
-cvxpy's reduction `Dgp2Dcp` does it. What is used of it beyond `apply` is here and nowhere else:
-`canon_methods._variables` and `._parameters`, which pair each leaf with its logarithm, and the
-constraint map of the inverse data. A parameter in an exponent stays as it is; one that stands in both
-places enters the lowered problem twice.
+cvxpy's own reduction does it. A parameter in an exponent stays as it is; one that stands in both places
+enters the new problem twice.
 """
 
 from typing import Any
 
 import cvxpy as cp
-from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
 
+from optlayer.declare import cvxpy_internals
 from optlayer.declare.parametric import Computed
 from optlayer.declare.posed import Lift, Posed, Row, Theta, composed, rewritten
 from optlayer.declare.rewriting import Rewriting
@@ -53,12 +51,7 @@ def gathered(posed: Posed) -> Posed:
 
 def logarithmic(posed: Posed) -> Posed:
     """The log-log convex problem as a convex one, on new leaves."""
-    reduction = Dgp2Dcp()
-    problem, inverse = reduction.apply(posed.problem)
-    variables = reduction.canon_methods._variables
-    for original, logarithm in variables.items():
-        logarithm._name = f"log {original.name()}"
-    logarithms = reduction.canon_methods._parameters
+    problem, variables, logarithms, twins = cvxpy_internals.logarithmic(posed.problem)
     plain = {id(p) for p in problem.parameters()}
     as_log = [(i, logarithms[p]) for i, p in enumerate(posed.parameters) if p in logarithms]
     as_is = [(i, p) for i, p in enumerate(posed.parameters) if id(p) in plain]
@@ -66,7 +59,7 @@ def logarithmic(posed: Posed) -> Posed:
         problem=problem,
         variables=tuple(variables[v] for v in posed.variables),
         parameters=tuple(p for _, p in as_log + as_is),
-        rows=_rows(posed, problem, inverse.cons_id_map),
+        rows=_rows(posed, problem, twins),
         lift=composed(_logarithms([i for i, _ in as_log], [i for i, _ in as_is]), posed.lift),
         maximize=posed.maximize,
         gp=True,

@@ -18,9 +18,9 @@ from typing import Any
 
 import cvxpy as cp
 import torch
-from cvxpy.expressions.constants.parameter import is_param_affine
 from torch import Tensor
 
+from optlayer.declare.cvxpy_internals import is_param_affine
 from optlayer.declare.discipline import is_parametrized
 from optlayer.declare.posed import Lift, Posed, Row, Theta, composed, rewritten
 from optlayer.declare.refusals import shortened

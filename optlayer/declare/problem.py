@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from optlayer.declare import discipline, geometric, parametric
+from optlayer.declare import discipline, geometric
 from optlayer.declare import leaves as leaf
 from optlayer.declare.admissible import admissible
 from optlayer.declare.copies import private, settled
@@ -84,14 +84,13 @@ class ProblemDeclaration:
         discipline.check(geometric.gathered(posed).problem if gp else posed.problem, names, gp)
         return replace(draft, outputs=read_outputs(variables, own, posed, rewriting))
 
-    def build(self, attributes: bool, rows: bool | None = None, lowered: bool = False) -> Posed:
+    def build(self, attributes: bool, rows: bool | None = None) -> Posed:
         """A private copy of the problem as a minimization.
 
         Args:
             attributes: Whether private variables keep theirs; else sign, bounds, symmetry and diagonality
                 follow as rows. Bounds that are expressions are rows always.
             rows: Whether those rows follow, if that is not the opposite of `attributes`.
-            lowered: Rewrite for DPP what is not; `discipline.is_parametrized` says with what success.
 
         Raises:
             DeclarationError: for a PSD, NSD or sparse variable without its attributes.
@@ -100,8 +99,7 @@ class ProblemDeclaration:
         posed, _ = self._private()
         if self.gp:
             posed = geometric.logarithmic(geometric.gathered(posed))
-        posed = settled(posed, attributes, rows)
-        return parametric.lowered(posed) if lowered else posed
+        return settled(posed, attributes, rows)
 
     @property
     def objective_name(self) -> str:
@@ -118,7 +116,7 @@ class ProblemDeclaration:
         """By which the user may ask for multipliers."""
         return tuple(c.id for c in self.problem.constraints)
 
-    def check_convex(self, posed: Posed) -> None:
+    def check_convex(self) -> None:
         """Judged when the declaration was made."""
 
     def position(self, constraint: Any) -> int:

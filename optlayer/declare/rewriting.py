@@ -9,6 +9,7 @@ from typing import Any
 
 import cvxpy as cp
 
+from optlayer.declare.cvxpy_internals import supported_set
 from optlayer.declare.refusals import NotSmooth, shortened
 from optlayer.errors import DeclarationError
 
@@ -98,7 +99,7 @@ def _perspective(made: Rewriting, atom: Any) -> Any:
 
 
 def _support_function(made: Rewriting, atom: Any) -> Any:
-    return type(atom)(made.of(atom.args[0]), atom._parent)
+    return type(atom)(made.of(atom.args[0]), supported_set(atom))
 
 
 def _indicator(made: Rewriting, atom: Any) -> Any:

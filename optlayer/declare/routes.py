@@ -22,6 +22,7 @@ from optlayer.declare.branches import check_values
 from optlayer.declare.canonical import NotDPP, canonicalize
 from optlayer.declare.declared import Declared
 from optlayer.declare.outputs import Dual, Expressed, Output, Primal
+from optlayer.declare.parametric import lowered
 from optlayer.declare.posed import Lift, Posed, with_exact_powers
 from optlayer.declare.refusals import NotSmooth
 from optlayer.declare.smooth import SmoothCompiler
@@ -60,7 +61,7 @@ def compile_declaration(declaration: Declared, method: Method) -> Compiled:
         DeclarationError: naming the callable, the expression or the attribute that cannot be
             honoured, and the way out.
     """
-    declaration.check_convex(declaration.build(attributes=True, rows=False))
+    declaration.check_convex()
     if method == "cone":
         return _cone(declaration)
     try:
@@ -90,8 +91,9 @@ def _smooth(declaration: Declared, apex: bool) -> Compiled:
 
 
 def _cone(declaration: Declared) -> Compiled:
-    posed = with_exact_powers(declaration.build(attributes=True, rows=False, lowered=True))
-    _check_values(declaration, posed)
+    declared = declaration.build(attributes=True, rows=False)
+    _check_values(declaration, declared)  # as long as the parameters are those of the callables
+    posed = with_exact_powers(lowered(declared))
     names = tuple(row.name for row in posed.rows)
     try:
         canonical = canonicalize(posed.problem, posed.variables, posed.parameters, posed.constraints)
@@ -123,7 +125,12 @@ def _cone(declaration: Declared) -> Compiled:
 
 
 def _stated(posed: Posed, variables: tuple[Gather, ...]) -> Stated:
-    """The objective and the curved constraints as functions, as far as torch has their atoms."""
+    """The objective and the curved constraints as functions, as far as torch has their atoms.
+
+    Nothing is stated in the variables that lowering adds: they are not read off x.
+    """
+    if posed.auxiliary:
+        return Stated(variables, None, ())
 
     def function(expression: Any) -> Function | None:
         try:
@@ -135,10 +142,8 @@ def _stated(posed: Posed, variables: tuple[Gather, ...]) -> Stated:
     sides = [(function(left), function(right)) for left, right in curved]
     return Stated(
         variables=variables,
-        objective=function(posed.problem.objective.expr) if not posed.auxiliary else None,
-        constraints=tuple((left, right) for left, right in sides if left is not None and right is not None)
-        if not posed.auxiliary
-        else (),
+        objective=function(posed.problem.objective.expr),
+        constraints=tuple((left, right) for left, right in sides if left is not None and right is not None),
     )
 
 
@@ -166,8 +171,8 @@ def _compiled(
     declaration: Declared,
     posed: Posed,
     form: KKTForm,
-    variables: Any,
-    duals: Any,
+    variables: tuple[Gather, ...],
+    duals: tuple[tuple[Gather, ...], ...],
     route: str,
 ) -> Compiled:
     return Compiled(

@@ -1,7 +1,9 @@
-"""The monomials an expression may hold, by degree in the variables and dependence on parameters.
+"""The monomials an expression may hold, by degree in the variables and degree in the parameters.
 
 An over-estimate: a monomial that cancels is still listed, one that occurs is never missing. It is
-what tells a quadratic with constant curvature from one whose curvature moves with a parameter.
+what tells a quadratic with constant curvature from one whose curvature is affine in a parameter, and
+both from one whose curvature moves with it in any other way. A degree is math.inf where the expression
+is not polynomial in those leaves.
 """
 
 import math
@@ -9,11 +11,11 @@ from collections.abc import Iterable
 from functools import reduce
 from itertools import product
 
-Terms = frozenset[tuple[float, bool]]
+Terms = frozenset[tuple[float, float]]
 
-CONSTANT: Terms = frozenset({(0, False)})
-PARAMETER: Terms = frozenset({(0, True)})
-VARIABLE: Terms = frozenset({(1, False)})
+CONSTANT: Terms = frozenset({(0, 0)})
+PARAMETER: Terms = frozenset({(0, 1)})
+VARIABLE: Terms = frozenset({(1, 0)})
 
 _HIGHEST_POWER = 16  # beyond it a polynomial is no more use to us than any other smooth function
 
@@ -24,15 +26,14 @@ def union(*operands: Terms) -> Terms:
 
 
 def multiplied(*operands: Terms) -> Terms:
-    """Of a product: degrees add, and one parameter is enough."""
+    """Of a product: degrees add."""
     return reduce(_pairwise, operands, CONSTANT)
 
 
 def composed(*operands: Terms) -> Terms:
-    """Of any other function of the operands: polynomial only where it does not see a variable."""
-    terms = union(*operands)
-    degree = math.inf if any(degree for degree, _ in terms) else 0
-    return frozenset({(degree, any(parametric for _, parametric in terms))})
+    """Of any other function of the operands: polynomial only in leaves that it does not see."""
+    x, theta = (max(degrees) for degrees in zip(*union(*operands)))
+    return frozenset({(math.inf if x else 0, math.inf if theta else 0)})
 
 
 def divided(numerator: Terms, denominator: Terms) -> Terms:
@@ -47,5 +48,9 @@ def raised(exponent: float, base: Terms) -> Terms:
     return composed(base)
 
 
-def _pairwise(left: Iterable[tuple[float, bool]], right: Iterable[tuple[float, bool]]) -> Terms:
-    return frozenset((m + n, p or q) for (m, p), (n, q) in product(left, right))
+def _pairwise(left: Iterable[tuple[float, float]], right: Iterable[tuple[float, float]]) -> Terms:
+    return frozenset((_total(m, n), _total(p, q)) for (m, p), (n, q) in product(left, right))
+
+
+def _total(m: float, n: float) -> float:
+    return m + n if m + n <= _HIGHEST_POWER else math.inf

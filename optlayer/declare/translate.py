@@ -43,14 +43,19 @@ class Translation:
             reciprocal, the denominator of quad_over_lin, a norm. k is 0 for a polynomial. The
             signs of denominators and the eigenvalues of matrix arguments are not among them.
         norms: Those of the borders that are norms, smooth only away from their apex 0.
-        terms: Every class of monomials that may occur, as (degree in the variables, whether the
-            coefficient depends on a parameter); degree math.inf where it is not polynomial.
+        monomials: Every class of monomials that may occur, as (degree in the variables, degree in the
+            parameters); math.inf where it is not polynomial in them.
     """
 
     function: Callable[..., Tensor]
     borders: Callable[..., Tensor]
     norms: Callable[..., Tensor]
-    terms: Terms
+    monomials: Terms
+
+    @property
+    def terms(self) -> frozenset[tuple[float, bool]]:
+        """The monomials as (degree in the variables, whether a parameter enters the coefficient)."""
+        return frozenset((degree, parametric > 0) for degree, parametric in self.monomials)
 
 
 def translate(
@@ -81,7 +86,7 @@ def translate(
         function=values.program(output),
         borders=_together(values.guarded, _Tape(variables, parameters, apex, values_only)),
         norms=_together(values.norms, _Tape(variables, parameters, apex, values_only)),
-        terms=values.terms[output],
+        monomials=values.terms[output],
     )
 
 

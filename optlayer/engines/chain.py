@@ -1,8 +1,9 @@
 """What the engines use of cvxpy beyond its public methods, all of it here.
 
+Its counterpart for `declare`, which the engines never meet, is `declare/cvxpy_internals.py`.
 `get_problem_data` is public; what it returns beside the data, the chain of reductions, is used to
 solve and to map the answer back without `Problem.solve`'s warnings, exceptions and written values.
-`tests/test_cvxpy_internals.py` says what moved when a new cvxpy breaks this.
+`tests/test_cvxpy_internals.py` says what moved when a new cvxpy breaks either.
 """
 
 from collections.abc import Sequence
