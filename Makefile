@@ -11,7 +11,7 @@ PYTEST ?= $(BIN)/python -m pytest -q
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format figures large clean
+.PHONY: help demo test lint format figures large bench clean
 
 help:     ## list the targets
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,10 @@ figures: $(READY)  ## draw every figure of docs/figures again
 
 large: $(READY)  ## the larger property runs
 	$(PYTEST) -m large
+
+bench: $(READY)  ## time the layer, also beside whichever peers are installed; BENCH=--quick to try
+	for name in against_sixty_lines against_peers scaling_with_batch scaling_with_size construction gpu; do \
+	    $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 
 clean:    ## forget the environment and the caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,13 +26,21 @@ from torch import Tensor
 
 from optlayer.cones import Product
 from optlayer.forms import Local, Point
-from optlayer.linsolve import matvec
 from optlayer.solution import Residuals
 
 FLOOR = 1e-7  # of a row's reach: rounding in a row of zeros
 ROOM = 10.0  # how much rounding auxiliary variables may gather
 PASSES = 3  # constraints that a scale is handed on through
+LARGEST = 1e8  # multiples of the terms of f that multipliers may bring to a row
 ROUNDING = 5e-17  # of the largest multipliers: rounding in the others
+
+
+class Sizes(NamedTuple):
+    """How large the terms of each row are, in the row's own unit."""
+
+    stationarity: Float64[Tensor, "B n"]  # |H||x| + |∇f| + |G|ᵀ|λ| + |A|ᵀ|ν|
+    inequality: Float64[Tensor, "B m"]  # |G||x| + |g - Gx|
+    equality: Float64[Tensor, "B p"]  # |A||x| + |h - Ax|
 
 
 class Scales(NamedTuple):
@@ -44,17 +52,13 @@ class Scales(NamedTuple):
     multiplier: Float64[Tensor, "B m"]  # the size at which λ_i would matter to some row it enters
     slack: Float64[Tensor, "B m"]  # the size of -g_i that an x as long as its coordinates are makes
     rounding: Float64[Tensor, "B m"]  # a λ_i below this is noise of the largest multipliers
+    length: Float64[Tensor, "B n"]  # of each coordinate of x, where x_j = 0 too
 
     @property
     def tau(self) -> Float64[Tensor, "B m"]:
-        """τ, which brings λ and g to one size; 1 where either has no scale."""
+        """τ, a power of two that brings λ and g to one size; 1 where either has no scale."""
         ratio = self.slack / self.multiplier
-        return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
-
-    @property
-    def floored(self) -> "Scales":
-        """With a floor under rows of zeros, for the search; the certificate has none."""
-        return self._replace(stationarity=self.stationarity + FLOOR * _largest(self.stationarity))
+        return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0).log2().round().exp2()
 
     def plus(self, data: Float64[Tensor, "B N"], dual: Product) -> "Scales":
         """With the rows' sensitivity to the data, |∂F/∂θ||θ|, added."""
@@ -67,62 +71,70 @@ class Scales(NamedTuple):
         )
 
 
-def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
-    """The scale of every row at a point; `unit` is a length to fall back on where x* = 0."""
-    x, lam, nu = (a.abs() for a in point)
-    H, G, A = at.hessian.abs(), at.G.abs(), at.A.abs()
-    terms = matvec(H, x) + at.gradient.abs() + matvec(G.mT, lam) + matvec(A.mT, nu)
-    if at.auxiliary:
-        lengths = _reached(at, point.x)
-        widest = torch.maximum(lengths, ROOM * extent(at, point.x))
-        terms = terms + _passed_on(at, point.x, lengths)
-    else:
-        lengths = widest = _lengths(at, point, terms).clamp_min(unit)
-    inequality, reach = _row_scale(at.G, at.g, point.x), matvec(G, lengths)
-    # λ_i counts in the row where it weighs most: the least of s_j / |G_ij|.
-    weights = torch.where(G > 0, terms.unsqueeze(1) / G, torch.inf)
-    least = weights.amin(2) if weights.shape[1] else weights[:, :, 0]
-    largest = at.dual.over_blocks
-    return Scales(
-        terms + unit * FLOOR * H.sum(2),
-        largest(inequality + FLOOR * matvec(G, widest)),
-        _row_scale(at.A, at.h, point.x) + FLOOR * matvec(A, widest),
-        -largest(-least),
-        largest(inequality + reach),
-        largest(ROUNDING * _largest(terms) / _largest(G, keepdim=False)),
+def sizes(at: Local, point: Point) -> Sizes:
+    """The terms of every row, added up without their signs."""
+    x = point.x.abs()
+    return Sizes(
+        at.hessian.abs @ x + at.gradient.abs() + at.G.abs.mT(point.lam.abs()) + at.A.abs.mT(point.nu.abs()),
+        at.G.abs @ x + (at.g - at.G @ point.x).abs(),
+        at.A.abs @ x + (at.h - at.A @ point.x).abs(),
     )
 
 
-def _row_scale(G: Tensor, g: Tensor, x: Tensor) -> Tensor:
-    """|G||x| + |g - Gx|."""
-    return matvec(G.abs(), x.abs()) + (g - matvec(G, x)).abs()
+def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
+    """The scale of every row at a point; `unit` is a length to fall back on where x* = 0."""
+    x, largest, (terms, inequality, equality) = point.x.abs(), at.dual.over_blocks, sizes(at, point)
+    if at.auxiliary:
+        longest = extent(at, point.x)
+        lengths = _reached(at, x, largest(inequality), equality, longest)
+        widest = torch.maximum(lengths, ROOM * longest)
+        terms = terms + _passed_on(at, point.x, lengths)
+    else:
+        lengths = widest = _lengths(at, point.x).clamp_min(unit)
+    terms = numbers(torch.minimum(terms, _balanced(at, lengths)))
+    return Scales(
+        terms + unit * FLOOR * (at.hessian.abs @ torch.ones_like(x)) if unit else terms,
+        largest(inequality + FLOOR * (at.G.abs @ widest)),
+        equality + FLOOR * (at.A.abs @ widest),
+        -largest(-at.G.least(terms)),  # λ_i counts in the row where it weighs most
+        largest(inequality + at.G.abs @ lengths),
+        largest(ROUNDING * _largest(terms) / at.G.peaks),
+        widest,
+    )
 
 
-def _lengths(at: Local, point: Point, terms: Tensor) -> Float64[Tensor, "B n"]:
-    """A length for each coordinate that survives x* = 0: |x_j|, or s_j / H_jj where it curves."""
-    curvature = at.hessian.diagonal(dim1=1, dim2=2)
-    across = _length(at, point).expand_as(point.x)
-    own = torch.where(curvature > 0, terms / curvature, across)
-    return torch.maximum(point.x.abs(), own.nan_to_num(0.0, 0.0, 0.0))
+def _balanced(at: Local, lengths: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 1"]:
+    """The largest scale that a row of stationarity may have: multipliers far beyond f excuse nothing.
+
+    Where there is no feasible point, or no multiplier, they grow until any ∇f is lost beside them.
+    """
+    of_f = _largest(at.hessian.abs @ lengths + at.gradient.abs())
+    return torch.where(of_f > 0, LARGEST * of_f, torch.inf)
 
 
-def _length(at: Local, point: Point) -> Float64[Tensor, "B 1"]:
-    """One for all: the largest of |x|, |g - Gx| / |G|, |h - Ax| / |A|."""
-    lengths = [_largest(point.x)]
-    for G, g in ((at.G, at.g), (at.A, at.h)):
-        lengths.append(_ratio(_largest(g - matvec(G, point.x)), _largest(G.flatten(1))))
-    return torch.cat(lengths, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
+def _lengths(at: Local, x: Tensor) -> Float64[Tensor, "B n"]:
+    """A length for each coordinate that survives x* = 0: |x_j|, or s_j / H_jj where f curves.
+
+    Where it does not, one for all: the largest of |x|, |g - Gx| / |G|, |h - Ax| / |A|.
+    """
+    curvature, across = at.hessian.diagonal(), _largest(x)
+    for M, r in ((at.G, at.g), (at.A, at.h)):
+        if M.shape[0]:
+            across = torch.maximum(across, (_largest(r - M @ x) / M.peak).nan_to_num(0.0, 0.0, 0.0))
+    size = at.hessian.abs @ x.abs() + at.gradient.abs()
+    own = torch.where(curvature > 0, size / curvature, across)
+    return torch.maximum(x.abs(), own.nan_to_num(0.0, 0.0, 0.0))
 
 
-def _reached(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B n"]:
+def _reached(
+    at: Local, x: Tensor, inequality: Tensor, equality: Tensor, longest: Tensor
+) -> Float64[Tensor, "B n"]:
     """A length for each coordinate, auxiliary ones included: what the rows it stands in allow for.
 
     x̂_k = max(|x_k|, min_i r_i / |A_ik|) with r_i = |A||x| + |b|, and no less than rounding in the largest.
     """
-    A = torch.cat([at.A, at.G], 1)
-    rows = torch.cat([_row_scale(at.A, at.h, x), at.dual.over_blocks(_row_scale(at.G, at.g, x))], 1)
-    reached = _least((rows.unsqueeze(2) / A.abs()).mT)
-    return torch.maximum(torch.maximum(x.abs(), reached), FLOOR * extent(at, x))
+    least = torch.minimum(at.A.column_least(_or_none(equality)), at.G.column_least(_or_none(inequality)))
+    return torch.maximum(torch.maximum(x, _finite(least)), FLOOR * longest)
 
 
 def extent(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 1"]:
@@ -130,10 +142,11 @@ def extent(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 1"]:
 
     1 where they hold none: the problem is then homogeneous, its solution 0, and the unit the user's own.
     """
-    A = torch.cat([at.A, at.G], 1).abs()
-    b = torch.cat([at.h - matvec(at.A, x), at.g - matvec(at.G, x)], 1).abs()
-    q = (at.gradient - matvec(at.hessian, x)).abs()
-    ratios = [(b.unsqueeze(2) / A).flatten(1), q / at.hessian.diagonal(dim1=1, dim2=2)]
+    ratios = [
+        (at.h - at.A @ x).abs() / at.A.smallest,
+        (at.g - at.G @ x).abs() / at.G.smallest,
+        (at.gradient - at.hessian @ x).abs() / at.hessian.diagonal(),
+    ]
     largest = torch.cat(ratios, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
     return torch.where(largest > 0, largest, 1.0)
 
@@ -146,23 +159,23 @@ def _passed_on(at: Local, x: Tensor, lengths: Tensor) -> Float64[Tensor, "B n"]:
 
         ŝ_k = |P|x̂ + |q|,    ŷ_i = min_k ŝ_k / |A_ik|,    ŝ_k = max(ŝ_k, max_i |A_ik| ŷ_i),   and again
     """
-    A = torch.cat([at.A, at.G], 1).abs()
-    p = at.A.shape[1]
-    size = matvec(at.hessian.abs(), lengths) + (at.gradient - matvec(at.hessian, x)).abs()
-    for _ in range(PASSES if A.shape[1] else 0):
-        balanced = _least(size.unsqueeze(1) / A)
-        balanced = torch.cat([balanced[:, :p], at.dual.over_blocks(balanced[:, p:])], 1)
-        size = torch.maximum(size, (A * balanced.unsqueeze(2)).amax(1))
+    size = at.hessian.abs @ lengths + (at.gradient - at.hessian @ x).abs()
+    for _ in range(PASSES):
+        some = _or_none(size)
+        equality, inequality = _finite(at.A.least(some)), at.dual.over_blocks(_finite(at.G.least(some)))
+        handed = torch.maximum(at.A.column_largest(equality), at.G.column_largest(inequality))
+        size = torch.maximum(size, handed)
     return torch.maximum(size, FLOOR * _largest(size))
 
 
-def _least(ratios: Float64[Tensor, "B r c"]) -> Float64[Tensor, "B r"]:
-    """The least positive finite one of each row, 0 where there is none."""
-    if not ratios.shape[2]:
-        return ratios[:, :, :0].sum(2)
-    sound = (ratios > 0) & ratios.isfinite()
-    least = torch.where(sound, ratios, torch.inf).amin(2)
-    return torch.where(least.isfinite(), least, 0.0)
+def _or_none(sizes: Tensor) -> Tensor:
+    """Sizes of 0 say nothing: no bound."""
+    return torch.where(sizes > 0, sizes, torch.inf)
+
+
+def _finite(sizes: Tensor) -> Tensor:
+    """0 where there was none."""
+    return torch.where(sizes.isfinite(), sizes, 0.0)
 
 
 def residuals(at: Local, point: Point, scale: Scales) -> Residuals:
@@ -179,7 +192,7 @@ def residuals(at: Local, point: Point, scale: Scales) -> Residuals:
 
 def stationarity(at: Local, lam: Tensor, nu: Tensor) -> Float64[Tensor, "B n"]:
     """∇f + Gᵀλ + Aᵀν."""
-    return at.gradient + matvec(at.G.mT, lam) + matvec(at.A.mT, nu)
+    return at.gradient + at.G.mT(lam) + at.A.mT(nu)
 
 
 def over(r: Tensor, scale: Tensor) -> Tensor:
@@ -187,8 +200,9 @@ def over(r: Tensor, scale: Tensor) -> Tensor:
     return torch.where(r == 0.0, 0.0, r / scale)
 
 
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(b > 0, a / b, 0.0)
+def numbers(scale: Tensor) -> Tensor:
+    """NaN where a scale has overflown: it would excuse anything."""
+    return torch.where(scale.isinf(), torch.nan, scale)
 
 
 def _worst(rows: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from optlayer import certify, farkas, polish
-from optlayer.engines.ask import cone_program
+from optlayer.engines.ask import cone_program, turned
 from optlayer.engines.clarabel import Clarabel
 from optlayer.forms import Point
 from optlayer.forms.conic import ConicForm
@@ -22,7 +22,7 @@ OUTWARD = 10.0  # how much farther out each of those points must lie than the on
 VISIBLE = 1e-3  # a smaller relative fall is noise
 UNABATED = 0.9  # f must go on falling at this part of its slope: a convex f then falls forever
 SHARE = 1e-3  # of the largest part in a contradiction that is worth naming
-RESTLESS = 1e-3  # a relative Newton step that says "not a minimum"
+UNSETTLED = 1e-3  # a relative Newton step that is worth a word
 
 
 def inadmissible(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> dict[int, Failure]:
@@ -55,7 +55,7 @@ def proven(plan: Plan, sample: Instance, claim: Status, words: str, ray: Point |
     A cone programme is judged by the ray that came with the claim, anything else by problems of our own.
     """
     if isinstance(sample.form, ConicForm):
-        return None if ray is None else _by_ray(plan, sample, sample.form, claim, words, ray)
+        return None if ray is None else _by_ray(sample, sample.form, claim, words, ray)
     least = CLAIMED if claim == Status.INFEASIBLE else UNCLAIMED
     failure = _infeasible(plan, sample, words, least)
     if failure is None and claim == Status.UNBOUNDED:
@@ -63,36 +63,44 @@ def proven(plan: Plan, sample: Instance, claim: Status, words: str, ray: Point |
     return failure
 
 
-def _by_ray(
-    plan: Plan, sample: Instance, form: ConicForm, claim: Status, words: str, ray: Point
-) -> Failure | None:
-    if claim == Status.INFEASIBLE and farkas.excludes(sample, ray):
+def _by_ray(sample: Instance, form: ConicForm, claim: Status, words: str, ray: Point) -> Failure | None:
+    """An objective that falls along a ray says nothing before there is a feasible point to set out from."""
+    if claim == Status.UNBOUNDED and farkas.recedes(sample, ray):
+        feasible, contrary = _feasibility(sample)
+        if feasible:
+            falls = "the objective keeps falling along a feasible direction"
+            return Failure(Status.UNBOUNDED, f"{words}; {falls}")
+        ray = contrary or ray
+    if farkas.excludes(sample, ray):
         return Failure(Status.INFEASIBLE, f"{words}; {_contradiction(sample, form, ray)}")
-    if claim == Status.UNBOUNDED and farkas.recedes(sample, ray) and _has_feasible_point(plan, sample):
-        return Failure(Status.UNBOUNDED, f"{words}; the objective keeps falling along a feasible direction")
     return None
 
 
 def _contradiction(sample: Instance, form: ConicForm, ray: Point) -> str:
     """Which constraints take part in it, as far as they can be told."""
-    shares = torch.cat([ray.nu, ray.lam], 1)[0].abs() * torch.cat([sample.origin.A, sample.origin.G], 1)[
-        0
-    ].abs().amax(1)
-    involved = (shares > SHARE * shares.max()).nonzero().flatten().tolist()
-    names = list(dict.fromkeys(form.owners[i] for i in involved if form.owners[i]))
-    if not names:
+    names = [form.owners[i] for i in _involved(sample, ray) if form.owners[i]]
+    *others, last = [""] * (not names) + list(dict.fromkeys(names))
+    if not last:
         return "no point satisfies the constraints"
-    if len(names) == 1:
-        return f"{names[0]} cannot hold"
-    return f"{', '.join(names[:-1])} and {names[-1]} exclude each other"
+    return f"{', '.join(others)} and {last} exclude each other" if others else f"{last} cannot hold"
 
 
-def _has_feasible_point(plan: Plan, sample: Instance) -> bool:
-    """Whether an engine finds one, with the objective left out."""
-    program = cone_program(sample, torch.tensor([0]))
-    program = program._replace(P=0 * program.P, q=0 * program.q)
-    answer = Clarabel({}).solve_matrices(program)
-    return answer.claims[0] == Status.SOLVED and _violation(sample, answer.x[0]) <= FEASIBLE
+def _involved(sample: Instance, ray: Point) -> list[int]:
+    """The rows whose share in the contradiction is worth naming."""
+    at = sample.origin
+    shares = torch.cat([ray.nu.abs() * at.A.peaks, ray.lam.abs() * at.G.peaks], 1)[0]
+    return samples(shares > SHARE * shares.max())
+
+
+def _feasibility(sample: Instance) -> tuple[bool, Point | None]:
+    """Whether an engine finds a feasible point, the objective left out; the ray of a claim that not."""
+    program = cone_program(sample, torch.tensor([0])).without_objective
+    answer = turned(Clarabel({}).solve_matrices(program), sample.form.p)
+    if answer.claims[0] == Status.INFEASIBLE and answer.rays is not None:
+        x, y = (torch.from_numpy(part) for part in answer.rays)
+        return False, Point(x, *y.split([sample.form.m, sample.form.p], 1))
+    solved = answer.claims[0] == Status.SOLVED
+    return solved and _violation(sample, answer.x[0]) <= FEASIBLE, None
 
 
 def _infeasible(plan: Plan, sample: Instance, words: str, least: float) -> Failure | None:
@@ -161,8 +169,8 @@ def unexplained(
         return Failure(Status.INACCURATE if stopped else Status.FAILED, words)
     worst = list(Residuals.__dataclass_fields__)[int(rows.argmax())]
     why = f"{words}; relative residual {worst} {rows.max():.1e} exceeds the tolerance {plan.tolerance:.0e}"
-    restless = polish.restlessness(sample, point).item()
-    if restless > RESTLESS:
+    restless = polish.restlessness(sample, polish.settle(sample, point)).item()
+    if restless > UNSETTLED:
         why += (
             f"; one more Newton step would move x by {100 * restless:.0f} %: "
             "the solver stopped early, or the infimum is not attained"

@@ -22,7 +22,7 @@ from torch import Tensor
 from optlayer.certify import over
 from optlayer.forms import Local, Point
 from optlayer.forms.kkt import Instance
-from optlayer.linsolve import matvec
+from optlayer.matrix import Matrix
 
 FAR = 1e5  # how far out, in lengths of the data, a feasible point would have to lie
 EXACT = 1e-6  # largest part of a ray, or of its multipliers, that may lie outside of the cone
@@ -33,7 +33,7 @@ def excludes(sample: Instance, ray: Point) -> bool:
     """Whether the multipliers of a ray prove that one sample has no feasible point."""
     at = sample.origin
     lam = at.dual.project(ray.lam)
-    left_over = matvec(at.G.mT, lam) + matvec(at.A.mT, ray.nu)
+    left_over = at.G.mT(lam) + at.A.mT(ray.nu)
     shares = torch.cat([ray.nu * at.h, lam * at.g], 1)
     gap = shares.sum() - FAR * (left_over.abs() * _lengths(at)).sum()
     return bool(gap > VISIBLE * shares.abs().sum()) and _within(ray.lam - lam, ray.lam)
@@ -42,18 +42,23 @@ def excludes(sample: Instance, ray: Point) -> bool:
 def recedes(sample: Instance, ray: Point) -> bool:
     """Whether the objective falls for ever along the x of a ray, from any feasible point."""
     at, x = sample.origin, ray.x
-    rows = [(at.hessian, matvec(at.hessian, x)), (at.A, matvec(at.A, x))]
-    rows.append((at.G, at.dual.project(matvec(at.G, x))))
+    rows = [(at.hessian, at.hessian @ x), (at.A, at.A @ x), (at.G, at.dual.project(at.G @ x))]
     falls = -(at.gradient * x).sum() > VISIBLE * (at.gradient * x).abs().sum()
-    return bool(falls) and all(_within(over(r, M.abs().amax(2)), x) for M, r in rows if r.numel())
+    return bool(falls) and all(_within(over(r, M.peaks), x) for M, r in rows if r.numel())
 
 
 def _lengths(at: Local) -> Float64[Tensor, "B n"]:
     """What the right-hand sides make of each coordinate: max |b_i| / |A_ij|, or that of the others."""
-    A, b = torch.cat([at.A, at.G], 1).abs(), torch.cat([at.h, at.g], 1).abs()
-    ratios = torch.where(A > 0, b.unsqueeze(2) / A, 0.0)
-    own = ratios.amax(1) if A.shape[1] else torch.zeros_like(at.gradient)
+    own = torch.maximum(*(_longest(M, b.abs()) for M, b in ((at.A, at.h), (at.G, at.g))))
     return torch.where(own > 0, own, own.amax(1, keepdim=True))
+
+
+def _longest(M: Matrix, b: Float64[Tensor, "B r"]) -> Float64[Tensor, "B c"]:
+    """max_i b_i / |M_ij|, 0 where there is none."""
+    if not M.shape[0]:
+        return b.new_zeros(len(b), M.shape[1])
+    entries = M.dense().abs()
+    return torch.where(entries > 0, b.unsqueeze(2) / entries, 0.0).amax(1)
 
 
 def _within(part: Tensor, whole: Tensor) -> bool:

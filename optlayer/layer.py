@@ -20,8 +20,7 @@ from optlayer.engines.proof import Proof
 from optlayer.engines.table import engines_for
 from optlayer.errors import DeclarationError, InputError
 from optlayer.forms import Point
-from optlayer.forms.conic import ConicForm
-from optlayer.forms.kkt import KKTForm
+from optlayer.forms.kkt import KKTForm, Root
 from optlayer.implicit import attach
 from optlayer.modes import undisturbed
 from optlayer.plan import Call, Outcome, Plan
@@ -160,8 +159,9 @@ class OptLayer(torch.nn.Module):
         self._plan = Plan(
             form=form,
             lift=self._compiled.lift,
+            cold=self._solver is None and form.m == 0,
             engines=engines_for(form, self._solver, self._solver_options),
-            proof=None if isinstance(form, ConicForm) else Proof(form.reference),
+            proof=Proof(form.reference) if form.reference is not None else None,
             admissible=tuple(admissible(p) for p in self.inputs),
             tolerance=self._tolerance,
             raises=self._on_failure == "raise",
@@ -234,7 +234,7 @@ class OptLayer(torch.nn.Module):
             if not self._plan.raises:
                 theta = tuple(_keep(outcome.status, t, 0.0) for t in theta)
             lifted = self._plan.lift(theta)
-            u = attach(form, outcome.u, (*lifted, outcome.tau))
+            u = attach(Root(form, next(iter(call.factored), None)), outcome.u, (*lifted, outcome.tau))
             solution = self._leave(batch, u, outcome, theta, lifted, primal_only and not call.errors)
         if callable(self._on_failure):
             for error in call.errors:

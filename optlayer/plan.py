@@ -12,7 +12,7 @@ from optlayer.declare.posed import Lift
 from optlayer.engines.proof import Proof
 from optlayer.engines.table import Engine
 from optlayer.forms import Point
-from optlayer.forms.kkt import KKTForm
+from optlayer.forms.kkt import Factored, KKTForm
 from optlayer.solution import Status
 
 
@@ -22,6 +22,7 @@ class Plan:
 
     form: KKTForm
     lift: Lift  # the user's parameter values to those of the form
+    cold: bool  # Newton's method finds the root from anywhere, as a rule: no engine is asked first
     engines: tuple[Engine, ...]
     proof: Proof | None  # None: by certificate
     admissible: tuple[Admissible, ...]
@@ -36,12 +37,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Call:
-    """One call: the batch's shape, the inputs' precision, a warm start, a place for its errors."""
+    """One call: the batch's shape, the inputs' precision, a warm start; places for what comes out beside
+    the numbers: errors, and K factored at the roots."""
 
     batch: tuple[int, ...]
     eps: tuple[float, ...]  # of each parameter's own dtype
     start: Point | None = None
     errors: list[Exception] = field(default_factory=list)
+    factored: list[Factored] = field(default_factory=list)
 
     def batched(self, size: int) -> "Call":
         """The same call under vmap, with one more leading dimension."""

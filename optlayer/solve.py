@@ -9,6 +9,7 @@ All of it happens outside autograd, in `_Solve`, whose derivative is zero: what 
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,17 +23,16 @@ from optlayer.engines import Answer
 from optlayer.engines.ask import ask
 from optlayer.forms import Point
 from optlayer.forms.conic import ConicForm
-from optlayer.forms.kkt import Instance, KKTForm, reduce
-from optlayer.linsolve import solve as solve_linear
+from optlayer.forms.kkt import Factored, Instance, KKTForm, Reduction
 from optlayer.modes import without_saved_tensor_hooks
 from optlayer.plan import Call, Outcome, Plan
-from optlayer.polish import Polished, in_domain, polish, restlessness
+from optlayer.polish import LONG, PATIENCE, Polished, in_domain, polish, restlessness, start
 from optlayer.report import Failure, explain
 from optlayer.solution import Status
 
 STRIDE = 1e3  # growth of x from an engine's answer to the polished one that is no polish any more
 RESTLESS = 1e-6  # a relative Newton step that says "not a minimum"
-ROUNDED = 1e-11  # residual that Newton leaves where K is regular, and more
+ROUNDED = 1e-10  # residual that Newton leaves where K is regular, and more
 STATED = 1e-6  # largest relative disagreement with the user's own objective and constraints
 ROUNDING = 1e-13  # of the data's largest length: differences that are none
 FAR = 1e5  # lengths of the data that an argmin may measure without being suspect
@@ -98,11 +98,13 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     outcome = Outcome.of_nothing(plan.form, size)
     pending = torch.ones(size, dtype=torch.bool)
     pending[list(failed)] = False
+    reduced: Reduction | None = None
     for answer, settle in _answers(plan, call, problem, pending):
         attempt = _examine(problem, answer(), pending, plan.tolerance)
         certified = pending & (attempt.residuals.amax(1) <= plan.tolerance)
         _take(outcome, certified, attempt)
         pending &= ~certified
+        reduced = attempt.polished.reduced if certified.all() else None
         if settle:
             _explain_claims(plan, problem, attempt, pending, failed)
     if pending.any():
@@ -110,32 +112,37 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     _report(plan, call, failed, size)
     for i, failure in failed.items():
         outcome.status[i] = failure.status
-    _flag_uniqueness(plan, call, problem, outcome)
+    reduced = reduced or _reduced_at(problem, outcome)
+    _flag_uniqueness(plan, call, problem, outcome, reduced)
+    if not failed:
+        call.factored.append(Factored(outcome.u, outcome.tau, reduced))
     return outcome
 
 
 def _answers(
     plan: Plan, call: Call, problem: Instance, pending: Tensor
 ) -> Iterator[tuple[Callable[[], Answer], bool]]:
-    """The warm start, then engine after engine, as long as samples are pending.
+    """A start for Newton's method, then engine after engine, as long as samples are pending.
 
     With each, whether a claim of its is to be proven before the next engine is asked: not where that
     engine is quicker than a proof.
     """
     if call.start is not None and call.start.x.shape[0] == problem.size and pending.any():
-        yield partial(_previous, call.start, pending), False
+        yield partial(_from, call.start, pending, "the previous solution"), False
+    if plan.cold and pending.any():
+        yield lambda: replace(_from(start(problem), pending, "Newton's method"), far=True), False
     for engine, following in zip(plan.engines, (*plan.engines[1:], None), strict=True):
         if pending.any():
             settle = following is None or not following.quick
             yield partial(ask, engine, problem, _indices(pending)), settle
 
 
-def _previous(start: Point, rows: Tensor) -> Answer:
-    """A previous solution as if an engine had returned it."""
-    x, lam, nu = (part[rows].numpy() for part in start)
+def _from(point: Point, rows: Tensor, words: str) -> Answer:
+    """A point as if an engine had returned it."""
+    x, lam, nu = (part[rows].numpy() for part in point)
     k = len(x)
-    words = ("the previous solution",) * k
-    return Answer(x, np.hstack([lam, nu]), (Status.INACCURATE,) * k, words, np.zeros(k, dtype=np.int64))
+    claims = (Status.INACCURATE,) * k
+    return Answer(x, np.hstack([lam, nu]), claims, (words,) * k, np.zeros(k, dtype=np.int64))
 
 
 def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) -> _Attempt:
@@ -146,12 +153,12 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     x[index], y[index] = torch.from_numpy(answer.x), torch.from_numpy(answer.y)
     iterations[index] = torch.from_numpy(answer.iterations)
     lam, nu = y.split([form.m, form.p], 1)
-    polished = polish(problem, Point(x, form.dual.project(lam), nu))
+    polished = polish(problem, Point(x, form.dual.project(lam), nu), LONG if answer.far else PATIENCE)
     residuals = _certificate(problem, polished, tolerance)
     residuals[_ran_away(problem, x, polished.point.x) | _restless(problem, polished, residuals)] = torch.inf
     named = index.tolist()
-    claims = dict(zip(named, answer.claims, strict=True))
-    words, rays = dict(zip(named, answer.words, strict=True)), _rays(form, answer, named)
+    claims, words = (dict(zip(named, said, strict=True)) for said in (answer.claims, answer.words))
+    rays = _rays(form, answer, named)
     return _Attempt(polished, residuals, iterations, claims, words, rays)
 
 
@@ -176,12 +183,12 @@ def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Ten
     form, x = problem.form, found.point.x
     if not isinstance(form, ConicForm):
         return torch.zeros(len(residuals), dtype=torch.bool)
-    floor = ROUNDING * certify.extent(problem.at(found.point), x).squeeze(1)
+    floor = ROUNDING * certify.extent(found.at, x).squeeze(1)
     gap = form.stated.gap(x, form.value(x, *problem.theta), floor, *problem.theta)
-    moves = restlessness(problem, found.point) > RESTLESS
+    moves = restlessness(problem, found) > RESTLESS
     short = residuals.amax(1) > ROUNDED
     if short.any():  # where K is singular, a step that stays says nothing of a residual that is left
-        moves |= short & _singular_at(problem, found.u, found.tau)[0]
+        moves |= short & found.reduced.singular[0]
     return residuals.isfinite().all(1) & (moves | (gap > STATED))
 
 
@@ -189,16 +196,16 @@ def _rays(form: KKTForm, answer: Answer, named: list[int]) -> dict[int, Point]:
     """The directions that come with claims."""
     if answer.rays is None:
         return {}
+    none = (Status.INFEASIBLE, Status.UNBOUNDED)
+    claimed = [k for k, claim in enumerate(answer.claims) if claim in none]
     x, y = (torch.from_numpy(part) for part in answer.rays)
     lam, nu = y.split([form.m, form.p], 1)
-    return {i: Point(*(part[k : k + 1] for part in (x, lam, nu))) for k, i in enumerate(named)}
+    return {named[k]: Point(*(part[k : k + 1] for part in (x, lam, nu))) for k in claimed}
 
 
 def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float64[Tensor, "B 4"]:
     """The four residuals; samples that fail are judged once more against the size of the data."""
-    at = problem.at(found.point)
-    scale = certify.scales(at, found.point, problem.unit)
-    rows = certify.residuals(at, found.point, scale).stacked
+    rows = certify.residuals(found.at, found.point, found.scale).stacked
     failing = _indices(rows.amax(1) > tolerance)
     if len(failing):
         some, u, tau = problem.rows(failing), found.u[failing], found.tau[failing]
@@ -263,22 +270,20 @@ def _indices(rows: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------- uniqueness
 
 
-def _flag_uniqueness(plan: Plan, call: Call, problem: Instance, outcome: Outcome) -> None:
+def _flag_uniqueness(plan: Plan, call: Call, problem: Instance, outcome: Outcome, reduced: Reduction) -> None:
     """Flags: duals not unique (degenerate), or the minimizer itself."""
-    singular, free = _singular_at(problem, outcome.u, outcome.tau)
+    singular, free = reduced.singular
+    free = (free & problem.form.seen).any(1)
     solved = outcome.status == Status.SOLVED
     outcome.flags[:, 1], outcome.flags[:, 2] = solved & singular & ~free, solved & free
     _judge_uniqueness(plan, call, outcome)
 
 
-def _singular_at(problem: Instance, u: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether K is singular at the root, and whether a variable of the user's could move."""
+def _reduced_at(problem: Instance, outcome: Outcome) -> Reduction:
+    """K at the roots, where they come from several attempts."""
     form = problem.form
-    at = problem.at(form.recover(u, tau))
-    _, v, _ = form.split(u)
-    K = reduce(at, form.dual.spectrum(v), tau).K
-    _, singular, free = solve_linear(K, torch.zeros_like(u), form.n)
-    return singular, (free & form.seen).any(1)
+    at = problem.at(form.recover(outcome.u, outcome.tau))
+    return problem.reduced(at, form.split(outcome.u)[1], outcome.tau)
 
 
 def _judge_uniqueness(plan: Plan, call: Call, outcome: Outcome) -> None:

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent / "optlayer"
 FLOORS = [
     {"errors"},
     {"solution"},
-    {"linsolve", "batch", "report", "modes"},
+    {"linsolve", "matrix", "batch", "report", "modes"},
+    {"saddle", "columns"},
     {"implicit"},
     {"equations"},
     {"cones"},
@@ -176,7 +177,7 @@ def test_a_sound_house_is_accepted(tmp_path: Path) -> None:
     ("path", "source", "complaint"),
     [
         ("linsolve.py", "from optlayer.solve import run", "linsolve:1 (floor 2) imports"),
-        ("linsolve.py", "from .forms.smooth import Form", "(floor 6)"),
+        ("linsolve.py", "from .forms.smooth import Form", "(floor 7)"),
         ("linsolve.py", "def f():\n    import optlayer.layer", "linsolve:2 (floor 2)"),
         (
             "errors.py",

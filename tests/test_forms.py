@@ -8,7 +8,8 @@ from torch.func import jacrev, vmap
 from optlayer.declare.declaration import Declaration
 from optlayer.declare.problem import ProblemDeclaration
 from optlayer.declare.routes import compile_declaration
-from optlayer.forms.kkt import KKTForm, reduce
+from optlayer.forms.blocks import AffineObjective, AffineRows
+from optlayer.forms.kkt import KKTForm, Root
 
 DOUBLE = torch.float64
 
@@ -85,16 +86,16 @@ def test_the_inverse_inverts_the_jacobian(case, transposed):
     form, u, data, rhs = case
     J = dense_jacobian(form, u, data)
     J = J.mT if transposed else J
-    x = form.inverse(rhs, u, *data, transposed=transposed)
+    x = Root(form, None).inverse(rhs, u, *data, transposed=transposed)
     miss = (J @ x[..., None])[..., 0] - rhs
     assert (miss.abs() <= 1e-9 * (J.abs() @ x.abs()[..., None])[..., 0]).all()
 
 
 def test_the_kkt_matrix_is_symmetric_and_decouples_inactive_rows(case):
     form, u, data, _ = case
-    *theta, tau = data
+    tau = data[-1]
     spectrum = form.dual.spectrum(form.split(u)[1])
-    K = reduce(form.curvature(form.recover(u, tau), *theta), spectrum, tau).K
+    K = form.reduced(u, *data).dense()
     assert torch.equal(K, K.mT)
     inactive = spectrum.d == 0
     rows = K[:, form.n : form.n + form.m]
@@ -106,7 +107,13 @@ def test_the_kkt_matrix_is_symmetric_and_decouples_inactive_rows(case):
 def test_quadratics_are_recognised_and_their_constants_kept():
     form = quadratic()
     assert form.quadratic
-    assert torch.equal(form.constants.P, 2 * torch.eye(4, dtype=DOUBLE) + 2)
-    assert form.constants.G is None  # a parameter multiplies z
-    assert torch.equal(form.constants.A, torch.tensor([[1.0, 0.0, 0.0, -2.0]], dtype=DOUBLE))
+    assert isinstance(form.objective, AffineObjective)
+    assert form.objective.P.is_constant
+    x = torch.ones(2, 4, dtype=DOUBLE)
+    at = form.local(form.recover(torch.zeros(2, form.size, dtype=DOUBLE), torch.ones(2, form.m)), x)
+    assert torch.equal(at.hessian.dense()[0], 2 * torch.eye(4, dtype=DOUBLE) + 2)
+    assert isinstance(form.inequality, AffineRows)
+    assert not form.inequality.M.is_constant
+    assert torch.equal(at.A.dense()[0], torch.tensor([[1.0, 0.0, 0.0, -2.0]], dtype=DOUBLE))
+    assert form.equality.M.is_constant
     assert not curved().quadratic

@@ -83,7 +83,9 @@ def test_a_large_parameter_costs_little_to_declare():
         lambda z, G: cp.sum_squares(z),
         [lambda z, G: G @ z - 1],
     )
-    assert layer._plan.form.constants.G is None
+    stored = layer._plan.form.inequality.M
+    assert len(stored.entry) == n * n
+    assert stored.base is None or stored.base.numel() == n * n
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

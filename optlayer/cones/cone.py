@@ -1,7 +1,7 @@
 """What every cone can do, and the spectrum of the derivative of its projection."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -99,6 +99,11 @@ class Spectrum:
     turns: tuple[Turn, ...] = ()
     place: Int64[Tensor, " dim"] | None = None  # of each row in (turn, turn, ..., the rest)
     rest: Int64[Tensor, " r"] | None = None  # rows that no turn touches; None: there are none
+
+    def __getitem__(self, rows: Tensor) -> "Spectrum":
+        """That of some samples of a batch."""
+        turns = tuple(replace(turn, W=turn.W[rows]) for turn in self.turns)
+        return replace(self, d=self.d[rows], turns=turns)
 
     def into(self, M: Float64[Tensor, "*batch_dim_c"]) -> Float64[Tensor, "*batch_dim_c"]:
         """WᵀM, the coordinates of a vector or of a matrix's columns in the eigenbasis."""

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from optlayer.cones.cone import ConvexCone, Spectrum, Turn
+from optlayer.cones.nonnegative import Nonnegative
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +49,22 @@ class Product(ConvexCone):
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    @property
+    @cached_property
     def dual(self) -> "Product":
         return Product(tuple(cone.dual for cone in self.cones))
+
+    @cached_property
+    def is_orthant(self) -> bool:
+        """Inequalities and nothing else."""
+        return all(isinstance(group.cone, Nonnegative) for group in self.groups)
 
     @property
     def atoms(self) -> tuple[ConvexCone, ...]:
         return tuple(atom for cone in self.cones for atom in cone.atoms)
 
     def project(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
+        if self.is_orthant:
+            return Nonnegative(self.dim).project(v)
         return self._gather(v, [group.cone.project(v[..., group.rows]) for group in self.groups])
 
     def jvp(
@@ -72,6 +80,8 @@ class Product(ConvexCone):
         return spectrum.d, spectrum.out(identity.expand(*v.shape, -1))
 
     def spectrum(self, v: Float64[Tensor, "*batch dim"]) -> Spectrum:
+        if self.is_orthant:
+            return Spectrum(Nonnegative(self.dim).eigen(v)[0])
         parts = [group.cone.eigen(v[..., group.rows]) for group in self.groups]
         d = self._gather(v, [part for part, _ in parts])
         turns = tuple(Turn(group.rows, W) for group, (_, W) in zip(self.groups, parts) if W is not None)
@@ -95,6 +105,9 @@ class Product(ConvexCone):
     ) -> tuple[Float64[Tensor, "*batch dim"], Bool[Tensor, "*batch dim"]]:
         """Row by row: `tolerance` is constant on a block, and so is the answer."""
         tolerance = tolerance.expand(v.shape)
+        if self.is_orthant:
+            kink = v.abs() <= tolerance
+            return torch.where(kink, 0.0, v), kink
         moved, kinks = [], []
         for group in self.groups:
             new, kink = group.cone.snap(v[..., group.rows], tolerance[..., group.rows[:, 0]])
@@ -106,6 +119,8 @@ class Product(ConvexCone):
         self, a: Float64[Tensor, "*batch dim"], reduce: Literal["amax", "sum"] = "amax"
     ) -> Float64[Tensor, "*batch dim"]:
         """The largest value or the sum of a over each block, spread back to its rows."""
+        if self.blocks == self.dim:
+            return a
         result = a.new_zeros(*a.shape[:-1], self.blocks)
         index = self.block.expand(a.shape)
         return result.scatter_reduce(-1, index, a, reduce, include_self=False)[..., self.block]

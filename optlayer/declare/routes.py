@@ -30,6 +30,7 @@ from optlayer.declare.translate import translate
 from optlayer.errors import DeclarationError
 from optlayer.forms import Function, Reference, ReferenceProblem
 from optlayer.forms.affine import Gather
+from optlayer.forms.blocks import AffineObjective, AffineRows
 from optlayer.forms.conic import ConicForm, Stated
 from optlayer.forms.kkt import KKTForm
 from optlayer.forms.readout import Output as Reader
@@ -102,19 +103,18 @@ def _cone(declaration: Declared) -> Compiled:
         raise DeclarationError(explained) from error
     except Exception as error:
         raise DeclarationError(f"cvxpy cannot write the problem as a cone programme: {error!r}") from error
+    p, rows = canonical.zero, canonical.m
+    offset = canonical.b.times(-1.0)
     form = ConicForm(
         n=canonical.n,
-        m=canonical.m - canonical.zero,
-        p=canonical.zero,
-        P=canonical.P,
-        q=canonical.q,
-        d=canonical.d,
-        A=canonical.A,
-        b=canonical.b,
+        m=rows - p,
+        p=p,
+        objective=AffineObjective(canonical.P.on_diagonal(), canonical.q, canonical.d),
+        inequality=AffineRows(canonical.A.part(p, rows), offset.part(p, rows)),
+        equality=AffineRows(canonical.A.part(0, p), offset.part(0, p)),
         dual=canonical.cone.dual,
         seen=_seen(canonical.n, canonical.variables),
         owners=tuple(names[i] if i >= 0 else "" for i in canonical.rows.tolist()),
-        reference=_reference(declaration, posed, attributes=True),
         stated=_stated(posed, canonical.variables),
     )
     duals = tuple(

@@ -10,20 +10,33 @@ from typing import Any
 import cvxpy as cp
 import torch
 from torch import Tensor
-from torch.func import grad, jacrev
 
+from optlayer.cones import Nonnegative, Product
 from optlayer.declare import leaves as leaf
+from optlayer.declare.blocks import Blocks, Polynomial, affine_blocks
 from optlayer.declare.branches import check_branch, torch_branch
 from optlayer.declare.callables import UserCallable
 from optlayer.declare.declared import Declared
 from optlayer.declare.points import Point, domain_points
 from optlayer.declare.posed import Row
 from optlayer.declare.refusals import NotSmooth
+from optlayer.declare.separable import separable_hessian
+from optlayer.declare.terms import Terms
 from optlayer.declare.translate import Translation, translate
 from optlayer.errors import DeclarationError
 from optlayer.forms import Domain, Reference
-from optlayer.forms.affine import Gather
-from optlayer.forms.smooth import Constants, SmoothForm, jacobian
+from optlayer.forms.affine import AffineMap, Gather
+from optlayer.forms.blocks import (
+    AffineObjective,
+    AffineRows,
+    FunctionObjective,
+    FunctionRows,
+    Objective,
+    jacobian,
+)
+from optlayer.forms.kkt import KKTForm
+from optlayer.forms.programme import Programme
+from optlayer.forms.smooth import SmoothForm
 
 PROBES = 3  # random points at which a declaration is examined
 AFFINE, QUADRATIC = 1, 2
@@ -62,26 +75,51 @@ class SmoothCompiler:
         self.posed = declaration.build(attributes=True, rows=True) if self.attributes else bare
         self._refuse_cones()
 
-    def form(self, reference: Reference) -> SmoothForm:
+    def form(self, reference: Reference) -> KKTForm:
         """The compiled programme; the reference is the same problem as cvxpy states it."""
         objective, inequalities, equalities = self.pieces
         self._check_branches()
-        flat = partial(_on_flat, [v.shape for v in self.posed.variables])
-        f = flat(objective.torch.function)
-        g, h = (flat(_stack([p.torch.function for p in ps])) for ps in (inequalities, equalities))
-        quadratic = _degree([objective]) <= QUADRATIC and _degree(inequalities + equalities) <= AFFINE
+        n, flat = (
+            sum(v.size for v in self.posed.variables),
+            partial(_on_flat, [v.shape for v in self.posed.variables]),
+        )
+        f, g, h = (
+            Polynomial(flat(_stack([p.torch.function for p in pieces])), _rows(pieces), _monomials(pieces))
+            for pieces in ([objective], inequalities, equalities)
+        )
+        blocks = self._blocks(f, g, h, n)
+        rows = _constraint(g, blocks.G, blocks.g0), _constraint(h, blocks.A, blocks.h0)
+        if f.degree <= QUADRATIC and g.degree <= AFFINE and h.degree <= AFFINE:
+            dual, seen = Product((Nonnegative(g.size),)), torch.ones(n, dtype=torch.bool)
+            return Programme(
+                n,
+                g.size,
+                h.size,
+                _objective(f, blocks, n),
+                *rows,
+                dual,
+                seen,
+                reference,
+                domain=self._domain(flat),
+            )
         return SmoothForm(
-            n=sum(v.size for v in self.posed.variables),
-            m=_rows(inequalities),
-            p=_rows(equalities),
-            objective=f,
-            inequality=g,
-            equality=h,
+            n=n,
+            m=g.size,
+            p=h.size,
+            objective=f.function,
+            inequality=rows[0],
+            equality=rows[1],
             reference=reference,
-            quadratic=quadratic,
-            constants=self._constants(f, g, h) if quadratic else Constants(),
+            separable=g.degree <= AFFINE
+            and separable_hessian(objective.expression, self.posed.variables, self.posed.parameters),
             domain=self._domain(flat),
         )
+
+    def _blocks(self, f: Polynomial, g: Polynomial, h: Polynomial, n: int) -> Blocks:
+        """The blocks that are affine in the parameters; none where no point is known to evaluate them at."""
+        if not self.points:
+            return Blocks(*[None] * 7)
+        return affine_blocks(f, g, h, n, self._on_flat_point(self.points[0])[1])
 
     def variables(self) -> tuple[Gather, ...]:
         """x -> the value of each variable."""
@@ -158,23 +196,6 @@ class SmoothCompiler:
                 names = [leaf.name() for leaf in self.leaves]
                 check_branch(piece.name, branch, piece.torch.function, self.points, names)
 
-    def _constants(self, f: Any, g: Any, h: Any) -> Constants:
-        """The blocks of a quadratic programme that hold no parameter, evaluated once and for all."""
-        if not self.points:
-            return Constants()
-        objective, inequalities, equalities = self.pieces
-        x, theta = self._on_flat_point(self.points[0])
-
-        def scalar(x: Tensor) -> Tensor:
-            value: Tensor = f(x, *theta).reshape(())
-            return value
-
-        return Constants(
-            P=None if _moves([objective], QUADRATIC) else jacrev(grad(scalar))(x),
-            G=None if _moves(inequalities, AFFINE) else _jacobian(g, x, theta),
-            A=None if _moves(equalities, AFFINE) else _jacobian(h, x, theta),
-        )
-
     def _domain(self, flat: Callable[..., Callable[..., Tensor]]) -> Domain | None:
         """The borders of f, g and h together, and which of them stop a single coordinate."""
         objective, inequalities, equalities = self.pieces
@@ -183,16 +204,17 @@ class SmoothCompiler:
         norms = flat(_stack([p.torch.norms for p in pieces]))
         zeros = tuple(torch.zeros(z.shape, dtype=torch.float64) for z in self.leaves)
         x, theta = self._on_flat_point(zeros)
-        if not borders(x, *theta).numel():
+        size = borders(x, *theta).numel()
+        if not size:
             return None
         if not self.points:
-            return Domain(borders, norms, (), ())
+            return Domain(borders, norms, (), (), size)
         slopes = torch.stack([_jacobian(borders, *self._on_flat_point(p)) for p in self.points])
         affine = (slopes - slopes[0]).abs().amax((0, 2)) == 0  # slopes that no probe saw move
         alone = (slopes[0] != 0).sum(1) == 1
         row = (affine & alone).nonzero().squeeze(1)
         column = (slopes[0] != 0).to(torch.int8).argmax(1)[row]
-        return Domain(borders, norms, tuple(row.tolist()), tuple(column.tolist()))
+        return Domain(borders, norms, tuple(row.tolist()), tuple(column.tolist()), size)
 
 
 def _runs(shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
@@ -229,10 +251,15 @@ def _rows(pieces: Sequence[_Piece]) -> int:
     return sum(piece.expression.size for piece in pieces)
 
 
-def _degree(pieces: Sequence[_Piece]) -> float:
-    return max((degree for piece in pieces for degree, _ in piece.torch.terms), default=0)
+def _monomials(pieces: Sequence[_Piece]) -> Terms:
+    return frozenset().union(*(piece.torch.monomials for piece in pieces))
 
 
-def _moves(pieces: Sequence[_Piece], degree: int) -> bool:
-    """Whether a parameter enters the monomials of this degree."""
-    return any((degree, True) in piece.torch.terms for piece in pieces)
+def _objective(f: Polynomial, blocks: Blocks, n: int) -> Objective:
+    if blocks.P is None or blocks.q is None:
+        return FunctionObjective(f.scalar, n)
+    return AffineObjective(blocks.P.on_diagonal(), blocks.q, blocks.d, f.scalar)
+
+
+def _constraint(g: Polynomial, M: AffineMap | None, r0: AffineMap | None) -> AffineRows | FunctionRows:
+    return FunctionRows(g.flat, g.size) if M is None or r0 is None else AffineRows(M, r0)

@@ -145,7 +145,7 @@ class _Tape:
 
     def _lay_out(self, expression: cp.Expression) -> int:
         if _is_constant(expression):
-            return self.add(partial(_placed, _tensor(expression)), [0])
+            return self.add(partial(_placed, constant_tensor(expression)), [0])
         if isinstance(expression, _Leaf):
             return self._leaf(expression)
         return self._atom(expression)
@@ -203,7 +203,8 @@ def _is_constant(expression: cp.Expression) -> bool:
     return not expression.variables() and not expression.parameters()
 
 
-def _tensor(constant: cp.Expression) -> Tensor:
+def constant_tensor(constant: cp.Expression) -> Tensor:
+    """The value of an expression that holds no leaf, dense."""
     value: Any = constant.value
     array = value.toarray() if sparse.issparse(value) else np.asarray(value)
     if np.iscomplexobj(array):

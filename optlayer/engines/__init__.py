@@ -1,62 +1,85 @@
 """Engines: how numbers are found. One file a solver; none of them knows about derivatives.
 
 An engine is trusted with nothing: its answers are polished and certified by others, its claims of
-infeasibility verified. It loops over the samples; everything after it is batched.
+infeasibility verified. Solvers loop over the samples, divided among the cores; everything after is batched.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
 
 from optlayer.cones import Product
+from optlayer.matrix import Matrix, Pattern, Sparse
 from optlayer.solution import Status
 
 Array = np.ndarray
 
 
 class ConeProgram(NamedTuple):
-    """min ½xᵀPx + qᵀx  s.t.  Ax + s = b, s ∈ {0}^zero × K; float64, a batch of B, one sparsity pattern.
+    """min ½xᵀPx + qᵀx s.t. Ax + s = b, s ∈ {0}^zero × K; float64 on the CPU, a batch of B.
 
     The patterns come from the declaration, not from the data: a sample's answer must not depend
     on its neighbours.
     """
 
-    P: Array  # (B, n, n)
-    q: Array  # (B, n)
-    A: Array  # (B, m, n)
-    b: Array  # (B, m)
+    P: Matrix  # (n, n), symmetric; B samples, or 1 that all share
+    q: Float64[Tensor, "B n"]
+    A: Matrix  # (zero + m, n), likewise
+    b: Float64[Tensor, "B zero+m"]
     zero: int
     K: Product
-    P_pattern: Array  # (n, n) bool
-    A_pattern: Array  # (m, n) bool
 
-    def rescaled(self) -> tuple["ConeProgram", Array, Array]:
-        """The same programme in units of its own data, with the unit of x (B, 1) and of y (B, m).
+    @property
+    def without_objective(self) -> "ConeProgram":
+        """Any feasible point."""
+        n, none = self.q.shape[1], torch.zeros(0, dtype=torch.int64)
+        nothing = Sparse(self.q.new_zeros(1, 0), Pattern((n, n), none, none))
+        return self._replace(P=nothing, q=torch.zeros_like(self.q))
+
+    def rescaled(self) -> tuple["ConeProgram", "Units"]:
+        """The same programme in units of its own data, and the way back.
 
         With x = ℓx̃, the rows of each cone divided by their largest entry and the objective by the size of
         its terms, the solver's absolute tolerances mean the same at every scale of the data. Not for every
         programme, though: a bound of 1e8 that stands for "none" would set the unit.
         """
-        row = np.abs(self.A).max(2, initial=0.0)
-        row[:, self.zero :] = self.K.over_blocks(torch.from_numpy(row[:, self.zero :])).numpy()
-        row = _positive(row)
-        q, P = np.abs(self.q).max(1, keepdims=True), np.abs(self.P).max((1, 2))[:, None]
-        length = np.abs(self.b / row).max(1, keepdims=True, initial=0.0)
-        length = np.where(length > 0, length, _positive(q / _positive(P)))
-        size = _positive(np.maximum(q * length, P * length**2))
+        row = self.A.largest()
+        row = _positive(torch.cat([row[:, : self.zero], self.K.over_blocks(row[:, self.zero :])], 1))
+        q, P = _largest(self.q), _largest(self.P.largest())
+        length = _largest(self.b / row)
+        length = torch.where(length > 0, length, _positive(q / _positive(P)))
+        size = _positive(torch.maximum(q * length, P * length**2))
         program = self._replace(
-            P=self.P * (length**2 / size)[:, :, None],
+            P=self.P.scaled((length**2 / size).expand_as(self.q), 1.0),
             q=self.q * length / size,
-            A=self.A / row[:, :, None],
+            A=self.A.scaled(1.0 / row, 1.0),
             b=self.b / row / length,
         )
-        return program, length, size / (row * length)
+        return program, Units(length.numpy(), (size / (row * length)).numpy())
 
 
-def _positive(a: Array) -> Array:
-    return np.where(a > 0, a, 1.0)
+def _largest(a: Float64[Tensor, "B k"]) -> Float64[Tensor, "B 1"]:
+    return a.abs().amax(1, keepdim=True) if a.shape[1] else a.new_zeros(len(a), 1)
+
+
+def _positive(a: Tensor) -> Tensor:
+    return torch.where(a > 0, a, 1.0)
+
+
+class Units(NamedTuple):
+    """What to multiply the answer to a scaled programme with."""
+
+    x: Float64[Array, "#B #n"]
+    y: Float64[Array, "#B #zero+m"]
+
+    def restored(self, answer: "Answer") -> "Answer":
+        """The answer to the programme as it was."""
+        rays = answer.rays and (answer.rays[0] * self.x, answer.rays[1] * self.y)
+        return replace(answer, x=answer.x * self.x, y=answer.y * self.y, rays=rays)
 
 
 @dataclass(frozen=True)
@@ -68,12 +91,13 @@ class Answer:
     directions (x, y) it claims this on.
     """
 
-    x: Array  # (B, n)
-    y: Array  # (B, rows)
+    x: Float64[Array, "B n"]
+    y: Float64[Array, "B rows"]
     claims: tuple[Status, ...]
     words: tuple[str, ...]  # the solver's own, "CLARABEL: PrimalInfeasible"
-    iterations: Array  # (B,)
-    rays: tuple[Array, Array] | None = None  # like x and y
+    iterations: Int64[Array, " B"]
+    rays: tuple[Array, Array] | None = None  # like x and y, NaN where nothing is claimed on them
+    far: bool = False  # no answer at all, but a point to set out from
 
 
 class MatrixEngine(Protocol):

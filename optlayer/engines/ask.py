@@ -3,40 +3,35 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from optlayer.engines import Answer, Array, ConeProgram
+from optlayer.engines import Answer, ConeProgram
 from optlayer.engines.cvxpy import Cvxpy
+from optlayer.engines.native import Interior
 from optlayer.engines.table import Engine
 from optlayer.forms.kkt import Instance
+from optlayer.matrix import stacked
 
 
 def ask(engine: Engine, problem: Instance, rows: Tensor) -> Answer:
     """An engine's answer for some samples, y = (λ, ν)."""
     if isinstance(engine, Cvxpy):
         return engine.solve_problem(tuple(t[rows].numpy() for t in problem.theta), len(rows))
-    answer = engine.solve_matrices(cone_program(problem, rows))
-    rays = answer.rays and (answer.rays[0], _turned(answer.rays[1], problem.form.p))
-    return replace(answer, y=_turned(answer.y, problem.form.p), rays=rays)
+    if isinstance(engine, Interior):
+        return engine.solve_local(problem.origin if len(rows) == problem.size else problem.origin.some(rows))
+    return turned(engine.solve_matrices(cone_program(problem, rows)), problem.form.p)
 
 
-def _turned(y: Array, p: int) -> Array:
-    """(ν, λ) -> (λ, ν)."""
-    return np.roll(y, -p, axis=1)
+def turned(answer: Answer, p: int) -> Answer:
+    """y = (ν, λ) -> (λ, ν)."""
+    rays = answer.rays and (answer.rays[0], np.roll(answer.rays[1], -p, axis=1))
+    return replace(answer, y=np.roll(answer.y, -p, axis=1), rays=rays)
 
 
 def cone_program(problem: Instance, rows: Tensor) -> ConeProgram:
     """[A; G] x + s = -[h₀; g₀] with s = 0 for the equalities, s ∈ K for the others."""
     form, origin = problem.form, problem.origin
-    q, P, g0, G, h0, A = (block[rows].numpy() for block in origin[:6])
-    P_pattern, A_pattern = form.patterns
-    return ConeProgram(
-        P=P,
-        q=q,
-        A=np.concatenate([A, G], axis=1),
-        b=-np.concatenate([h0, g0], axis=1),
-        zero=form.p,
-        K=form.dual.dual,
-        P_pattern=P_pattern,
-        A_pattern=A_pattern,
-    )
+    P, G, A = (block[rows] for block in (origin.hessian, origin.G, origin.A))
+    b = -torch.cat([origin.h[rows], origin.g[rows]], 1)
+    return ConeProgram(P, origin.gradient[rows], stacked(A, G), b, form.p, form.dual.dual)

@@ -1,22 +1,24 @@
 """Clarabel on matrices: an interior point method for cone programmes (arXiv:2405.12762)."""
 
-from dataclasses import replace
 from typing import Any
 
 import clarabel
-import numpy as np
-from scipy import sparse
 
+from optlayer.columns import to_csc
 from optlayer.cones import (
     ConvexCone,
     Exponential,
     GeneralizedPower,
     Nonnegative,
     Power,
+    Product,
     SecondOrder,
     Semidefinite,
 )
-from optlayer.engines import Answer, Array, ConeProgram
+from optlayer.engines import Answer, ConeProgram
+from optlayer.engines.pool import Pool
+from optlayer.engines.scaling import equilibrated
+from optlayer.engines.sheet import Sheet, fill
 from optlayer.errors import DeclarationError
 from optlayer.solution import Status
 
@@ -30,18 +32,27 @@ CLAIMS = {
     "CallbackTerminated": Status.FAILED,
 }  # anything else (AlmostSolved, MaxIterations, MaxTime, InsufficientProgress): a point, inaccurate
 
-SAID = {Status.INFEASIBLE: "infeasible", Status.UNBOUNDED: "unbounded"}  # cvxpy's words for them
+UNHARMED = {"Solved", "AlmostSolved", "PrimalInfeasible", "DualInfeasible", "MaxIterations"}
+# after these an object is as good as new; one that has met a NaN never is again
+
+DEFAULTS = {"verbose": False, "max_threads": 1, "presolve_enable": False, "equilibrate_enable": False}
+LIGHT = 300  # entries of a sample below which Python's part of the work leaves nothing for a second thread
 
 
 class Clarabel:
-    """A `MatrixEngine`; options are Clarabel's settings by name."""
+    """A `MatrixEngine`; options are Clarabel's settings by name.
+
+    One object serves many samples. An updated one keeps the scales of its first sample, so Clarabel's own
+    equilibration is off and ours comes before it; asked for, it costs a new object each time.
+    """
 
     name = "CLARABEL"
     quick = True
 
     def __init__(self, options: dict[str, Any], rescale: bool = False) -> None:
         self._rescale = rescale
-        self._options = {"verbose": False, "max_threads": 1, **options}
+        self._options = {**DEFAULTS, **options}
+        self._pool = Pool()
         self._settings()  # fail at construction, not at the first call
 
     def _settings(self) -> Any:
@@ -52,29 +63,74 @@ class Clarabel:
                 raise DeclarationError(f"CLARABEL has no option {option!r}; it has {known}")
             try:
                 setattr(settings, option, value)
-            except TypeError as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise DeclarationError(f"CLARABEL refuses {option}={value!r}: {error}") from error
         return settings
 
+    def check_suits(self, K: Product) -> None:
+        """Whether it takes these cones: it has all of ours."""
+
     def solve_matrices(self, program: ConeProgram) -> Answer:
-        """Every sample in turn; see `MatrixEngine`."""
+        """See `MatrixEngine`."""
         if not self._rescale:
             return self._solve(program)
-        scaled, unit_x, unit_y = program.rescaled()
-        answer = self._solve(scaled)
-        assert answer.rays is not None
-        rays = answer.rays[0] * unit_x, answer.rays[1] * unit_y
-        return replace(answer, x=answer.x * unit_x, y=answer.y * unit_y, rays=rays)
+        scaled, units = program.rescaled()
+        return units.restored(self._solve(scaled))
 
     def _solve(self, program: ConeProgram) -> Answer:
-        P, A = _Csc(np.triu(program.P_pattern), program.P), _Csc(program.A_pattern, program.A)
-        cones = [clarabel.ZeroConeT(program.zero), *(_cone(cone) for cone in program.K.cones)]
-        settings = self._settings()
-        solutions = [
-            _solve_one(P.at(i), q, A.at(i), b, cones, settings)
-            for i, (q, b) in enumerate(zip(program.q, program.b, strict=True))
-        ]
-        return _collect(solutions, program)
+        scaled, units = equilibrated(program)
+        data = _Data(scaled, self._settings(), reusable=not self._options["equilibrate_enable"])
+        sheet = Sheet(self.name, program)
+        answer = fill(sheet, len(program.q), lambda: _Workspace(data), self._pool, data.entries < LIGHT)
+        return units.restored(answer)
+
+
+class _Data:
+    """A batch as Clarabel wants it."""
+
+    def __init__(self, program: ConeProgram, settings: Any, reusable: bool) -> None:
+        self.P, self.A = to_csc(program.P).upper(), to_csc(program.A)
+        self.q, self.b = program.q.numpy(), program.b.numpy()
+        self.cones = [clarabel.ZeroConeT(program.zero), *(_cone(cone) for cone in program.K.cones)]
+        self.settings, self.reusable = settings, reusable
+
+    @property
+    def entries(self) -> int:
+        """Of one sample."""
+        return len(self.P.rows) + len(self.A.rows) + self.q.shape[1] + self.b.shape[1]
+
+    def solver(self, i: int) -> Any:
+        P, A = self.P.matrix(i), self.A.matrix(i)
+        return clarabel.DefaultSolver(P, self.q[i], A, self.b[i], self.cones, self.settings)
+
+    def changes(self, i: int) -> dict[str, Any]:
+        """What `update` needs to know of sample i."""
+        matrices = {} if self.P.constant else {"P": self.P.at(i)}
+        matrices |= {} if self.A.constant else {"A": self.A.at(i)}
+        return {**matrices, "q": self.q[i], "b": self.b[i]}
+
+
+class _Workspace:
+    """One solver object, updated where Clarabel allows it: not where it decomposes a semidefinite cone."""
+
+    def __init__(self, data: _Data) -> None:
+        self._data = data
+        self._solver: Any = None
+
+    def solve(self, i: int, sheet: Sheet) -> bool:
+        solution = self._loaded(i).solve()
+        status = str(solution.status)
+        claim = CLAIMS.get(status, Status.INACCURATE)
+        sheet.write(i, claim, status, solution.x, solution.z, solution.iterations)
+        return status in UNHARMED
+
+    def _loaded(self, i: int) -> Any:
+        if self._solver is None:
+            solver = self._data.solver(i)
+            self._solver = solver if self._data.reusable and solver.is_data_update_allowed() else None
+            return solver
+        self._solver.update(**self._data.changes(i))
+        return self._solver
 
 
 def _cone(cone: ConvexCone) -> Any:
@@ -93,47 +149,3 @@ def _cone(cone: ConvexCone) -> Any:
         case GeneralizedPower(alphas, k):
             return clarabel.GenPowerConeT(list(alphas), k)
     raise TypeError(f"CLARABEL has no cone {cone!r}")
-
-
-class _Csc:
-    """One sparse matrix, filled with one sample of a batch after the other."""
-
-    def __init__(self, pattern: Array, dense: Array) -> None:
-        columns, rows = np.nonzero(pattern.T)
-        indptr = np.searchsorted(columns, np.arange(pattern.shape[1] + 1))
-        self._entries = np.ascontiguousarray(dense[:, rows, columns])  # (B, nnz)
-        self._matrix = sparse.csc_matrix((np.zeros(len(rows)), rows, indptr), shape=pattern.shape)
-
-    def at(self, i: int) -> sparse.csc_matrix:
-        self._matrix.data = self._entries[i]
-        return self._matrix
-
-
-def _solve_one(P: Any, q: Array, A: Any, b: Array, cones: Any, settings: Any) -> Any:
-    try:
-        return clarabel.DefaultSolver(P, q, A, b, cones, settings).solve()
-    except BaseException as error:  # a panic in the extension does not derive from Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        return error
-
-
-def _collect(solutions: list[Any], program: ConeProgram) -> Answer:
-    x, y = np.full_like(program.q, np.nan), np.full_like(program.b, np.nan)
-    rays = np.full_like(x, np.nan), np.full_like(y, np.nan)
-    iterations = np.zeros(len(solutions), dtype=np.int64)
-    claims, words = [], []
-    for i, solution in enumerate(solutions):
-        if isinstance(solution, BaseException):
-            claims.append(Status.FAILED)
-            words.append(f"CLARABEL raised {type(solution).__name__}: {solution}")
-            continue
-        status = str(solution.status)
-        claims.append(CLAIMS.get(status, Status.INACCURATE))
-        words.append(f"CLARABEL: {SAID.get(claims[-1], status)}")
-        iterations[i] = solution.iterations
-        if claims[-1] in (Status.SOLVED, Status.INACCURATE, Status.FAILED):
-            x[i], y[i] = solution.x, solution.z
-        else:
-            rays[0][i], rays[1][i] = solution.x, solution.z
-    return Answer(x, y, tuple(claims), tuple(words), iterations, rays)

@@ -5,6 +5,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
+from optlayer.columns import to_csc
 from optlayer.cones import (
     ConvexCone,
     Exponential,
@@ -17,6 +18,8 @@ from optlayer.cones import (
 from optlayer.cones.orderings import smat_matrix, svec
 from optlayer.engines import Answer, Array, ConeProgram, chain
 from optlayer.engines.cvxpy import CLAIMS, check_options
+from optlayer.engines.pool import Pool
+from optlayer.engines.sheet import Sheet, fill
 from optlayer.errors import DeclarationError
 from optlayer.solution import Status
 
@@ -46,31 +49,48 @@ class CvxpyMatrices:
 
     def solve_matrices(self, program: ConeProgram) -> Answer:
         """Every sample in turn; see `MatrixEngine`."""
-        solved = [self._solve_one(program, i) for i in range(len(program.q))]
-        x, y, claims, words, iterations = zip(*solved, strict=True)
-        return Answer(np.stack(x), np.stack(y), claims, words, np.array(iterations, dtype=np.int64))
+        data, pool = _Data(program), Pool(1)  # cvxpy is not made for threads
+        sheet = Sheet(self.name, program)
+        return fill(sheet, len(program.q), lambda: _Workspace(data, self.name, self._options), pool)
 
-    def _solve_one(self, program: ConeProgram, i: int) -> tuple[Array, Array, Status, str, int]:
-        P, q, A, b = program.P[i], program.q[i], program.A[i], program.b[i]
-        x = cp.Variable(len(q))
-        equality = program.A[i][: program.zero] @ x == b[: program.zero]
-        members = _memberships(program.K.cones, b[program.zero :] - A[program.zero :] @ x)
-        quadratic = 0.5 * cp.quad_form(x, cp.psd_wrap(P)) if P.any() else 0.0
-        constraints = [*([equality] if program.zero else []), *(c for c, _ in members)]
-        problem = cp.Problem(cp.Minimize(quadratic + q @ x), constraints)
-        nowhere = np.full_like(q, np.nan), np.full_like(b, np.nan)
-        try:
-            solution = chain.run(problem, self.name, self._options, ignore_dpp=False)
-        except Exception as error:
-            return *nowhere, Status.FAILED, f"{self.name} raised {type(error).__name__}: {error}", 0
-        claim, words = CLAIMS.get(solution.status, Status.FAILED), f"{self.name}: {solution.status}"
+
+class _Data:
+    """A batch as scipy matrices."""
+
+    def __init__(self, program: ConeProgram) -> None:
+        self.P, self.A = to_csc(program.P), to_csc(program.A)
+        self.q, self.b = program.q.numpy(), program.b.numpy()
+        self.zero, self.cones = program.zero, program.K.cones
+
+
+class _Workspace:
+    """Sample after sample as a problem of its own."""
+
+    def __init__(self, data: _Data, name: str, options: dict[str, Any]) -> None:
+        self._data, self._name, self._options = data, name, options
+
+    def solve(self, i: int, sheet: Sheet) -> bool:
+        problem, x, parts = self._stated(i)
+        solution = chain.run(problem, self._name, self._options, ignore_dpp=False)
+        claim = CLAIMS.get(solution.status, Status.FAILED)
         iterations = int(solution.attr.get("num_iters") or 0)
         if not solution.primal_vars or claim not in (Status.SOLVED, Status.INACCURATE):
-            return *nowhere, claim, words, iterations
+            sheet.silent(i, claim, solution.status, iterations)
+            return True
         problem.unpack(solution)
-        parts = [equality.dual_value] if program.zero else []
-        y = np.concatenate([np.ravel(part) for part in [*parts, *(dual(c) for c, dual in members)]])
-        return np.asarray(x.value), y, claim, words, iterations
+        y = np.concatenate([np.ravel(dual(constraint)) for constraint, dual in parts] or [self._data.b[i]])
+        sheet.write(i, claim, solution.status, np.asarray(x.value), y, iterations)
+        return True
+
+    def _stated(self, i: int) -> tuple[cp.Problem, cp.Variable, list[tuple[Any, Any]]]:
+        """The problem, its variable, and its constraints, each with how to read its multiplier."""
+        P, q, A, b = self._data.P.matrix(i), self._data.q[i], self._data.A.matrix(i), self._data.b[i]
+        x, p = cp.Variable(len(q)), self._data.zero
+        equality = [(A[:p] @ x == b[:p], lambda c: c.dual_value)] if p else []
+        parts = [*equality, *_memberships(self._data.cones, b[p:] - A[p:] @ x)]
+        quadratic = 0.5 * cp.quad_form(x, cp.psd_wrap(P)) if P.nnz and P.data.any() else 0.0
+        problem = cp.Problem(cp.Minimize(quadratic + q @ x), [c for c, _ in parts])
+        return problem, x, parts
 
 
 def _memberships(cones: tuple[ConvexCone, ...], s: Any) -> list[tuple[Any, Any]]:

@@ -1,47 +1,103 @@
-"""Which engines solve which problem, in the order in which they are tried."""
+"""Which engines solve which problem, in the order in which they are tried.
+
+    what the patterns say                          first           then
+    inequalities only, H diagonal and few rows     interior        Clarabel, in units of the data, SCS
+    inequalities only, small                       interior        the same
+    inequalities only, up to a few thousand        PIQP            the same
+    inequalities only, larger and sparse           SCS             the same
+    other cones                                    Clarabel        in units of the data, SCS
+    not quadratic                                  Clarabel by cvxpy, SCS by cvxpy
+
+Measured in docs/performance.md. A failed sample is solved again by the next one.
+"""
 
 from typing import Any
 
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.cvxpy import Cvxpy
 from optlayer.engines.matrices import CvxpyMatrices
+from optlayer.engines.moreau import Moreau
+from optlayer.engines.native import Interior
+from optlayer.engines.osqp import OSQP
+from optlayer.engines.piqp import PIQP
+from optlayer.engines.scs import SCS
 from optlayer.errors import DeclarationError
+from optlayer.forms import Reference
+from optlayer.forms.blocks import AffineObjective, AffineRows
 from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import KKTForm
+from optlayer.forms.programme import Programme
 
-Engine = Clarabel | Cvxpy | CvxpyMatrices
+Engine = Interior | Clarabel | OSQP | SCS | PIQP | Moreau | Cvxpy | CvxpyMatrices
 
-FALLBACKS = ("CLARABEL", "SCS")  # interior point, then operator splitting
+BY_NAME = {"INTERIOR": Interior, "CLARABEL": Clarabel, "OSQP": OSQP, "PIQP": PIQP, "MOREAU": Moreau}
+
+SMALL = 64  # unknowns that dense batched factors take in their stride
+MEDIUM = 2000  # unknowns up to which a direct method sample by sample is quickest
 
 
 def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> tuple[Engine, ...]:
-    """The engines of a layer, best first.
+    """The engines of a layer, best first; a solver asked for by name is the only one.
 
-    A quadratic or cone programme goes to Clarabel as matrices, then in units of its own data; anything
-    else through cvxpy; a failed sample is solved again by the next. A solver asked for by name is the
-    only one.
+    Options without a solver are Clarabel's.
 
     Raises:
         DeclarationError: for a solver that is not installed, does not suit the problem, or lacks an option.
     """
     if solver is not None and not isinstance(solver, str):
         raise DeclarationError(f"solver is a {type(solver).__name__}, expected a name such as 'CLARABEL'")
-    name = solver.upper() if solver else FALLBACKS[0]
-    matrices = form.quadratic and name == "CLARABEL"
-    first = Clarabel(options) if matrices else _through_cvxpy(form, name, options)
     if solver is not None:
-        if isinstance(first, Cvxpy):
-            first.check_suits(form.reference.build())
-        if isinstance(first, CvxpyMatrices):
-            first.check_suits(form.dual.dual)
-        return (first,)
-    second_opinion = _through_cvxpy(form, FALLBACKS[1], {})
-    rescaled = (Clarabel(options, rescale=True),) if form.quadratic else ()
-    return (first, *rescaled, second_opinion)
+        return (_named(form, solver.upper(), options),)
+    if not isinstance(form, Programme):
+        return _by_cvxpy(form, "CLARABEL", options), _by_cvxpy(form, "SCS", {})
+    first = () if options or not form.dual.is_orthant else (_first(form),)
+    return *first, Clarabel(options), Clarabel(options, rescale=True), SCS({})
 
 
-def _through_cvxpy(form: KKTForm, solver: str, options: dict[str, Any]) -> Engine:
+def _first(form: Programme) -> Engine:
+    """For a programme with inequalities only."""
+    unknowns = form.n + form.m + form.p
+    if unknowns <= SMALL or (_is_separable(form) and _general_rows(form) <= SMALL):
+        return Interior({})
+    return PIQP({}) if unknowns <= MEDIUM else SCS({})
+
+
+def _is_separable(form: Programme) -> bool:
+    """Whether P is diagonal."""
+    objective = form.objective
+    return isinstance(objective, AffineObjective) and objective.P.pattern.is_diagonal
+
+
+def _general_rows(form: Programme) -> int:
+    """Rows that are no bounds on one coordinate."""
+    bounds = 0
+    if isinstance(form.inequality, AffineRows) and form.inequality.M.pattern.is_sparse:
+        bounds = len(form.inequality.M.pattern.bounds.rows)
+    return form.m + form.p - bounds
+
+
+def _named(form: KKTForm, name: str, options: dict[str, Any]) -> Engine:
+    if isinstance(form, Programme) and name in BY_NAME:
+        engine: Any = BY_NAME[name](options)
+        engine.check_suits(form.dual.dual)
+        return engine
+    if name in BY_NAME and name in ("INTERIOR", "PIQP", "MOREAU"):
+        raise DeclarationError(f"solver {name!r} does not suit this problem: it is not a quadratic programme")
+    other = _by_cvxpy(form, name, options)
+    if isinstance(other, Cvxpy):
+        other.check_suits(_reference(form).build())
+    else:
+        other.check_suits(form.dual.dual)
+    return other
+
+
+def _by_cvxpy(form: KKTForm, solver: str, options: dict[str, Any]) -> Cvxpy | CvxpyMatrices:
     """On the user's own problem, or on the matrices where cvxpy has written it anew already."""
     if isinstance(form, ConicForm):
         return CvxpyMatrices(solver, options)
-    return Cvxpy(form.reference, solver, options)
+    return Cvxpy(_reference(form), solver, options)
+
+
+def _reference(form: KKTForm) -> Reference:
+    assert form.reference is not None
+    return form.reference

@@ -18,29 +18,26 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from optlayer.cones import Product
+from optlayer.matrix import Matrix
 
 Function = Callable[..., Tensor]  # one sample: (x (n,), *theta) -> Tensor
-
-
-class Curvature(NamedTuple):
-    """The second order alone."""
-
-    hessian: Float64[Tensor, "B n n"]  # H = ∇²f + Σ λ_i ∇²g_i
-    G: Float64[Tensor, "B m n"]  # ∂g
-    A: Float64[Tensor, "B p n"]  # ∂h
 
 
 class Local(NamedTuple):
     """The problem to second order at a point, batched: what Newton and the certificate look at."""
 
     gradient: Float64[Tensor, "B n"]  # ∇f
-    hessian: Float64[Tensor, "B n n"]  # H = ∇²f + Σ λ_i ∇²g_i
+    hessian: Matrix  # H = ∇²f + Σ λ_i ∇²g_i
     g: Float64[Tensor, "B m"]
-    G: Float64[Tensor, "B m n"]  # ∂g
+    G: Matrix  # ∂g
     h: Float64[Tensor, "B p"]
-    A: Float64[Tensor, "B p n"]  # ∂h
+    A: Matrix  # ∂h
     dual: Product  # K*, the cone of the multipliers of -g ∈ K
     auxiliary: bool = False  # x holds variables that are not the user's, and have no scale of their own
+
+    def some(self, rows: Tensor) -> "Local":
+        """That of some samples."""
+        return self._replace(**{name: getattr(self, name)[rows] for name in self._fields[:6]})
 
 
 class Point(NamedTuple):
@@ -63,6 +60,7 @@ class Domain:
     norms: Function  # those of the borders that are norms, without derivative at 0
     row: tuple[int, ...]
     column: tuple[int, ...]
+    size: int  # how many borders there are
 
 
 @dataclass(frozen=True)

@@ -18,28 +18,35 @@ With DΠ(v) = W diag(d) Wᵀ, 0 <= d <= 1, Ĝ = WᵀG, S = √d and H = ∇²f +
 by taking v = W (τ/S) μ for the unknown. Where d = 0, an inactive inequality, the row decouples and v
 is read off g; where d = 1, an active one, μ is the multiplier. A Newton step on it is a step of the
 primal-dual active-set method. `docs/derivation.md` has the algebra.
+
+Two ways lead through K. Elimination (`elimination`, `saddle`): fast, and right wherever K is regular. The
+dense K (`linsolve`) for samples where that cannot be shown: the minimum-norm solution where K is singular.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from optlayer.cones import Product, Spectrum
-from optlayer.forms import Curvature, Domain, Local, Point, Reference
+from optlayer.forms import Domain, Local, Point, Reference
+from optlayer.forms.elimination import Elimination, base_of, proximal
 from optlayer.linsolve import matvec, push, solve
+from optlayer.matrix import Dense
+from optlayer.saddle import ROUGH, Base
 
 PROBES = 8
+SMALL = 400  # unknowns up to which a Newton step is looked for in a dense singular K
+CONSISTENT = 1e-6  # relative residual up to which such a step solves its system
 
 
 class KKTForm:
     """What both forms share; a form says what f, g, h are, batched, and how they are differentiated."""
 
-    reference: Reference
+    reference: Reference | None  # the problem as a modelling language states it, for engines that need it
     dual: Product  # K*, where λ lives
     quadratic: bool  # f quadratic, g and h affine in x, for every θ
     n: int
@@ -52,21 +59,12 @@ class KKTForm:
         """∇f + Gᵀλ + Aᵀν, g and h, batched and differentiable."""
         raise NotImplementedError
 
-    def curvature(self, point: Point, *theta: Tensor) -> Curvature:
-        """H, G, A."""
-        raise NotImplementedError
-
     def local(self, point: Point, *theta: Tensor) -> Local:
         """f, g, h to second order at a point."""
         raise NotImplementedError
 
     def value(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> Float64[Tensor, " B"]:
         """f(x, θ), differentiable."""
-        raise NotImplementedError
-
-    @property
-    def patterns(self) -> tuple[Bool[np.ndarray, "n n"], Bool[np.ndarray, "p+m n"]]:
-        """Where P and [A; G] of a quadratic programme may be nonzero, whatever the parameters are."""
         raise NotImplementedError
 
     @property
@@ -84,13 +82,11 @@ class KKTForm:
         stationarity, g, h = self.rows(Point(x, projected / tau, nu), *theta)
         return torch.cat([stationarity, g - v + projected, h], 1)
 
-    def inverse(self, b: Tensor, u: Tensor, *data: Tensor, transposed: bool) -> Float64[Tensor, "B N"]:
-        """J⁻¹ b, or J⁻ᵀ b, from K."""
+    def reduced(self, u: Tensor, *data: Tensor) -> "Reduction":
+        """K at u."""
         *theta, tau = data
-        _, v, _ = self.split(u)
-        reduced = reduce(self.curvature(self.recover(u, tau), *theta), self.dual.spectrum(v), tau)
-        solved = reduced.solve_transposed(*self.split(b)) if transposed else reduced.solve(*self.split(b))[:3]
-        return torch.cat(solved, 1)
+        at = self.local(self.recover(u, tau), *theta)
+        return Reduction(at, self.dual.spectrum(self.split(u)[1]), tau)
 
     # -------------------------------------------------------------------------------- u and points
 
@@ -103,6 +99,33 @@ class KKTForm:
         """u -> x, λ, ν."""
         x, v, nu = self.split(u)
         return Point(x, self.dual.project(v) / tau, nu)
+
+
+class Factored(NamedTuple):
+    """K at certain roots, kept for the backward pass."""
+
+    u: Float64[Tensor, "B N"]
+    tau: Float64[Tensor, "B m"]
+    reduced: "Reduction"
+
+
+@dataclass(frozen=True)
+class Root:
+    """The system that the roots of one call solve, for `implicit.attach`."""
+
+    form: KKTForm
+    factored: Factored | None
+
+    def residual(self, u: Float64[Tensor, "B N"], *data: Tensor) -> Float64[Tensor, "B N"]:
+        """F(u; θ, τ)."""
+        return self.form.residual(u, *data)
+
+    def inverse(self, b: Tensor, u: Tensor, *data: Tensor, transposed: bool) -> Float64[Tensor, "B N"]:
+        """J⁻¹ b, or J⁻ᵀ b; anew where a transform asks at other points than those that were factored."""
+        kept = self.factored
+        same = kept is not None and torch.equal(kept.u, u) and torch.equal(kept.tau, data[-1])
+        reduced = kept.reduced if kept is not None and same else self.form.reduced(u, *data)
+        return reduced.inverse(b, transposed)
 
 
 @dataclass(frozen=True)
@@ -140,84 +163,178 @@ class Instance:
     @cached_property
     def origin(self) -> Local:
         """At x = 0: P, q, G, g₀, A, h₀, all there is to know of a quadratic programme."""
+        device = self.theta[0].device if self.theta else None
         sizes = (self.form.n, self.form.m, self.form.p)
-        zeros = Point(*(torch.zeros(self.size, k, dtype=torch.float64) for k in sizes))
+        zeros = Point(*(torch.zeros(self.size, k, dtype=torch.float64, device=device) for k in sizes))
         return self.form.local(zeros, *self.theta)
 
     def at(self, point: Point) -> Local:
         """f, g, h to second order at a point."""
         if not self.form.quadratic:
             return self.form.local(point, *self.theta)
-        x, (q, P, g0, G, h0, A, *_) = point.x, self.origin
-        return self.origin._replace(gradient=matvec(P, x) + q, g=matvec(G, x) + g0, h=matvec(A, x) + h0)
+        x, origin = point.x, self.origin
+        return origin._replace(
+            gradient=origin.hessian @ x + origin.gradient,
+            g=origin.G @ x + origin.g,
+            h=origin.A @ x + origin.h,
+        )
+
+    def reduced(self, at: Local, v: Float64[Tensor, "B m"], tau: Float64[Tensor, "B m"]) -> "Reduction":
+        """K at a point of this problem; what does not move with the point is prepared once."""
+        base = self._base if self.form.quadratic and at.dual.is_orthant else None
+        return Reduction(at, at.dual.spectrum(v), tau, base)
+
+    @cached_property
+    def _base(self) -> Base:
+        return base_of(self.origin)
+
+
+# --------------------------------------------------------------------------------------------------- K
 
 
 class Step(NamedTuple):
-    """J⁻¹r, and how far K was from solving it, relative; NaN where r = 0."""
+    """J⁻¹r, and whether it is that: not where K is singular and r none of its range."""
 
     x: Float64[Tensor, "B n"]
     v: Float64[Tensor, "B m"]
     nu: Float64[Tensor, "B p"]
-    miss: Float64[Tensor, "B 1"]
+    sound: Bool[Tensor, " B"]
 
 
-class Reduction(NamedTuple):
-    """K and what leads from K back to J."""
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """K, and what leads from K back to J; factored when it is first solved with."""
 
-    K: Float64[Tensor, "B N N"]
-    G: Float64[Tensor, "B m n"]
-    spectrum: Spectrum
+    at: Local
+    spectrum: Spectrum  # of DΠ(v)
     tau: Float64[Tensor, "B m"]
+    base: Base | None = None  # H and the rows that are no bounds, where they are prepared already
 
-    @property
-    def n(self) -> int:
-        """Primal rows of K."""
-        return self.G.shape[2]
+    def solve(self, r1: Tensor, r2: Tensor, r3: Tensor) -> Step:
+        """A Newton step, J (ẋ, v̇, ν̇) = r:  K (ẋ, μ, ν̇) = (r₁, SWᵀr₂, r₃), then v̇ = Wz with
 
-    def solve(self, r1: Tensor, r2: Tensor, r3: Tensor, shift: Tensor | None = None) -> Step:
-        """J (ẋ, v̇, ν̇) = r:  K (ẋ, μ, ν̇) = (r₁, SWᵀr₂, r₃), then v̇ = Wz with
-
-            z = τμ/S   or, the same where d < 1,   z = (Ĝẋ - Wᵀr₂) / (1 - d).
-
-        `shift` is added to the diagonal of K.
+        z = τμ/S   or, the same where d < 1,   z = (Ĝẋ - Wᵀr₂) / (1 - d).
         """
-        d, S = self.spectrum.d, self.spectrum.d.sqrt()
-        r2 = self._into(r2)
-        rhs = torch.cat([r1, S * r2, r3], 1)
-        y = solve(self.K if shift is None else self.K + torch.diag_embed(shift), rhs, self.n).x
-        x, mu, nu = y.split([self.n, d.shape[1], r3.shape[1]], 1)
-        mostly_active = d > 0.5
-        active = self.tau * mu / torch.where(mostly_active, S, 1.0)
-        inactive = (self._into(matvec(self.G, x)) - r2) / torch.where(mostly_active, 1.0, 1.0 - d)
-        miss = (matvec(self.K, y) - rhs).abs().amax(1, keepdim=True) / rhs.abs().amax(1, keepdim=True)
-        return Step(x, self.spectrum.out(torch.where(mostly_active, active, inactive)), nu, miss)
+        r2 = self.spectrum.into(r2)
+        rhs = (r1, self._S * r2, r3)
+        x, mu, nu, sound = self._elimination.solve(*rhs, ROUGH)
+        if self.spectrum.turns:  # along the null space of K rounding would turn the eigenbasis
+            sound = sound & self._elimination.regular
+        lost = _indices(~sound)
+        if len(lost) and sum(self._sizes) <= SMALL:
+            y, sound[lost] = self._least_squares(lost, rhs)
+            x, mu, nu = _put(lost, y, x, mu, nu)
+        return Step(x, self.spectrum.out(self._z(x, mu, r2)), nu, sound)
 
-    def solve_transposed(self, x: Tensor, v: Tensor, nu: Tensor) -> tuple[Tensor, ...]:
+    def proximal(
+        self, r1: Tensor, r2: Tensor, r3: Tensor, primal: Tensor, dual: Tensor
+    ) -> tuple[Tensor, ...]:
+        """ẋ, v̇, ν̇ with (δ_p, -δ_d d, -δ_d) added to the diagonal of K: a proximal point step.
+
+        Where too many constraints are held active K is singular and J⁻¹r would be a compromise that moves
+        nothing; this one lets go of the constraints that fight each other.
+        """
+        r2, d = self.spectrum.into(r2), self.spectrum.d
+        at = (
+            self.at._replace(G=Dense(self.spectrum.into(self.at.G.dense())))
+            if self.spectrum.turns
+            else self.at
+        )
+        D = (1.0 - d) * self.tau + dual * d
+        x, mu, nu = proximal(at, self._S, D, (r1, self._S * r2, r3), (primal, dual))
+        return x, self.spectrum.out(self._z(x, mu, r2)), nu
+
+    def inverse(self, b: Float64[Tensor, "B N"], transposed: bool) -> Float64[Tensor, "B N"]:
+        """J⁻¹ b, or J⁻ᵀ b; linear in b: K alone decides which samples take the minimum-norm solution."""
+        parts = b.split(self._sizes, 1)
+        if transposed:
+            return torch.cat(self._solve_transposed(*parts), 1)
+        r2 = self.spectrum.into(parts[1])
+        x, mu, nu = self._strictly(parts[0], self._S * r2, parts[2])
+        return torch.cat([x, self.spectrum.out(self._z(x, mu, r2)), nu], 1)
+
+    def _solve_transposed(self, x: Tensor, v: Tensor, nu: Tensor) -> tuple[Tensor, ...]:
         """Jᵀ w = ū, with c = (1 - d) Wᵀū_v:  K (w₁, p, w₃) = (ūₓ + GᵀWc, τS(2 - d) Wᵀū_v, ū_ν),
 
         w₂ = W (Sp - c).
         """
-        d, S = self.spectrum.d, self.spectrum.d.sqrt()
-        v = self._into(v)
+        d, S, v = self.spectrum.d, self._S, self.spectrum.into(v)
         c = (1.0 - d) * v
-        x = x + matvec(self.G.mT, self.spectrum.out(c))
-        y = solve(self.K, torch.cat([x, self.tau * S * (2.0 - d) * v, nu], 1), self.n).x
-        w1, p, w3 = y.split([self.n, d.shape[1], nu.shape[1]], 1)
+        x = x + self.at.G.mT(self.spectrum.out(c))
+        w1, p, w3 = self._strictly(x, self.tau * S * (2.0 - d) * v, nu)
         return w1, self.spectrum.out(S * p - c), w3
 
-    def _into(self, a: Float64[Tensor, "B m"]) -> Float64[Tensor, "B m"]:
-        """Wᵀa."""
-        return self.spectrum.into(a.unsqueeze(2)).squeeze(2)
+    @cached_property
+    def singular(self) -> tuple[Bool[Tensor, " B"], Bool[Tensor, "B n"]]:
+        """Whether K is singular, and which coordinates of x its null space moves."""
+        singular = torch.zeros_like(self._elimination.regular)
+        free = torch.zeros_like(self.at.gradient, dtype=torch.bool)
+        lost = _indices(~self._elimination.regular)
+        if len(lost):
+            K = self[lost].dense()
+            _, singular[lost], free[lost] = solve(K, torch.zeros_like(K[:, 0]), self._n)
+        return singular, free
+
+    def dense(self) -> Float64[Tensor, "B N N"]:
+        """K itself; the rows with d = 0 are those of -τI."""
+        H, G, A = (
+            block.dense().expand(len(self.tau), -1, -1) for block in (self.at.hessian, self.at.G, self.at.A)
+        )
+        m, p = G.shape[1], A.shape[1]
+        SG = self._S.unsqueeze(2) * self.spectrum.into(G)
+        zero = H.new_zeros(H.shape[0], p, m + p)
+        diagonal = torch.diag_embed((self.spectrum.d - 1.0) * self.tau)
+        lower = torch.cat([torch.cat([diagonal, zero[:, :, :m].mT], 2), zero], 1)
+        E = torch.cat([SG, A], 1)
+        return torch.cat([torch.cat([H, E.mT], 2), torch.cat([E, lower], 2)], 1)
+
+    def __getitem__(self, rows: Tensor) -> "Reduction":
+        """That of some samples."""
+        return Reduction(self.at.some(rows), self.spectrum[rows], self.tau[rows])
+
+    @cached_property
+    def _elimination(self) -> Elimination:
+        return Elimination(self.at, self.spectrum, self.tau, self.base)
+
+    @cached_property
+    def _S(self) -> Float64[Tensor, "B m"]:
+        return self.spectrum.d.sqrt()
+
+    @property
+    def _n(self) -> int:
+        return self.at.gradient.shape[1]
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [self._n, self.tau.shape[1], self.at.A.shape[0]]
+
+    def _z(self, x: Tensor, mu: Tensor, r2: Tensor) -> Float64[Tensor, "B m"]:
+        """Wᵀv̇."""
+        if not r2.shape[1]:
+            return r2
+        d, mostly_active = self.spectrum.d, self.spectrum.d > 0.5
+        active = self.tau * mu / torch.where(mostly_active, self._S, 1.0)
+        inactive = (self.spectrum.into(self.at.G @ x) - r2) / torch.where(mostly_active, 1.0, 1.0 - d)
+        return torch.where(mostly_active, active, inactive)
+
+    def _strictly(self, r1: Tensor, r2: Tensor, r3: Tensor) -> tuple[Tensor, ...]:
+        """K⁺ (r₁, r₂, r₃)."""
+        x, mu, nu = self._elimination.solve_always(r1, r2, r3)
+        lost = _indices(~self._elimination.regular)
+        return _put(lost, self._least_squares(lost, (r1, r2, r3))[0], x, mu, nu) if len(lost) else (x, mu, nu)
+
+    def _least_squares(self, rows: Tensor, rhs: tuple[Tensor, ...]) -> tuple[Tensor, Bool[Tensor, " r"]]:
+        """K⁺ rhs of some samples by their dense K, and whether that solves it."""
+        K, b = self[rows].dense(), torch.cat([part[rows] for part in rhs], 1)
+        y = solve(K, b, self._n).x
+        return y, (matvec(K, y) - b).abs().amax(1) <= CONSISTENT * b.abs().amax(1)
 
 
-def reduce(at: Curvature | Local, spectrum: Spectrum, tau: Float64[Tensor, "B m"]) -> Reduction:
-    """K, the symmetric reduction of J; the rows with d = 0 are those of -τI."""
-    H, G, A = at.hessian, at.G, at.A
-    m, p = G.shape[1], A.shape[1]
-    SG = spectrum.d.sqrt().unsqueeze(2) * spectrum.into(G)
-    zero = H.new_zeros(H.shape[0], p, m + p)
-    diagonal = torch.diag_embed((spectrum.d - 1.0) * tau)
-    lower = torch.cat([torch.cat([diagonal, zero[:, :, :m].mT], 2), zero], 1)
-    E = torch.cat([SG, A], 1)
-    K = torch.cat([torch.cat([H, E.mT], 2), torch.cat([E, lower], 2)], 1)
-    return Reduction(K, G, spectrum, tau)
+def _indices(rows: Bool[Tensor, " B"]) -> Tensor:
+    return rows.nonzero().squeeze(1)
+
+
+def _put(rows: Tensor, y: Float64[Tensor, "r N"], *parts: Tensor) -> tuple[Tensor, ...]:
+    """The parts with some rows replaced by those of y."""
+    new = y.split([part.shape[1] for part in parts], 1)
+    return tuple(part.index_copy(0, rows, rows_of) for part, rows_of in zip(parts, new, strict=True))

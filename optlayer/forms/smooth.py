@@ -1,30 +1,24 @@
 r"""The smooth form: min f(x, θ)  s.t.  g(x, θ) <= 0,  h(x, θ) = 0  with f, g, h torch functions.
 
-One sample of f, g, h is what the user declared; torch.func differentiates and batches it. Where the
-problem is a quadratic programme its matrices are read off once a call.
+One sample of f, g, h is what the user declared; torch.func differentiates and batches it. What is quadratic
+goes the way of `programme`.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from optlayer.cones import Nonnegative, Product
-from optlayer.forms import Curvature, Domain, Function, Local, Point, Reference
+from optlayer.forms import Domain, Function, Local, Point, Reference
+from optlayer.forms.blocks import AffineRows, FunctionRows, flatten
 from optlayer.forms.kkt import KKTForm
+from optlayer.matrix import Dense, Matrix, diagonal
 
-
-@dataclass(frozen=True)
-class Constants:
-    """Blocks of a quadratic programme that no parameter enters; None where one does."""
-
-    P: Float64[Tensor, "n n"] | None = None
-    G: Float64[Tensor, "m n"] | None = None
-    A: Float64[Tensor, "p n"] | None = None
+Constraint = AffineRows | FunctionRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +29,12 @@ class SmoothForm(KKTForm):
     m: int  # rows of g, those that stand for variable attributes included
     p: int  # rows of h, likewise
     objective: Function  # f: () or one element
-    inequality: Function  # g: (m,)
-    equality: Function  # h: (p,)
-    reference: Reference
-    quadratic: bool  # f quadratic, g and h affine in x, for every θ
-    constants: Constants = Constants()
+    inequality: Constraint  # g: (m,)
+    equality: Constraint  # h: (p,)
+    reference: Reference | None
+    separable: bool = False  # f is a sum of functions of one coordinate each, g affine: H is diagonal
     domain: Domain | None = None
+    quadratic: bool = False
 
     def __deepcopy__(self, memo: dict[int, object]) -> "SmoothForm":
         return self  # immutable
@@ -49,13 +43,6 @@ class SmoothForm(KKTForm):
     def dual(self) -> Product:  # type: ignore[override]
         """λ >= 0."""
         return Product((Nonnegative(self.m),))
-
-    @property
-    def patterns(self) -> tuple[Bool[np.ndarray, "n n"], Bool[np.ndarray, "p+m n"]]:
-        """Where P and [A; G] of a quadratic programme may be nonzero, whatever the parameters are."""
-        P, G, A = self.constants.P, self.constants.G, self.constants.A
-        rows = [_pattern(A, self.p, self.n), _pattern(G, self.m, self.n)]
-        return _pattern(P, self.n, self.n), np.vstack(rows)
 
     @cached_property
     def seen(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
@@ -66,17 +53,26 @@ class SmoothForm(KKTForm):
 
     def rows(self, point: Point, *theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """∇f + Gᵀλ + Aᵀν, g and h, batched and differentiable."""
-        stationarity, g, h = vmap(self._rows)(*point, *theta)
-        return stationarity, g, h
-
-    def curvature(self, point: Point, *theta: Tensor) -> Curvature:
-        """H, G, A."""
-        return Curvature(*vmap(self._second_order)(*point, *theta))
+        x, flat = point.x, flatten(point.x, theta)
+        stationarity = vmap(grad(self._f))(x, *theta)
+        for constraint, multiplier in ((self.inequality, point.lam), (self.equality, point.nu)):
+            if multiplier.shape[1]:
+                stationarity = stationarity + constraint.pulled(multiplier, x, theta, flat)
+        return stationarity, self.inequality.value(x, theta, flat), self.equality.value(x, theta, flat)
 
     def local(self, point: Point, *theta: Tensor) -> Local:
         """f, g, h to second order at a point."""
-        gradient, H, g, G, h, A = vmap(self._local)(*point, *theta)
-        return Local(gradient, H, g, G, h, A, self.dual)
+        x, flat = point.x, flatten(point.x, theta)
+        gradient, hessian = self._curvature(point, *theta)
+        return Local(
+            gradient=gradient,
+            hessian=hessian,
+            g=self.inequality.value(x, theta, flat),
+            G=self.inequality.matrix(x, theta, flat),
+            h=self.equality.value(x, theta, flat),
+            A=self.equality.matrix(x, theta, flat),
+            dual=self.dual,
+        )
 
     def value(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> Float64[Tensor, " B"]:
         """f(x, θ), batched."""
@@ -84,50 +80,29 @@ class SmoothForm(KKTForm):
 
     # ------------------------------------------------------------------------ one sample of f, g, h
 
-    def _rows(self, x: Tensor, lam: Tensor, nu: Tensor, *theta: Tensor) -> tuple[Tensor, ...]:
-        return grad(self._lagrangian)(x, lam, nu, *theta), self._g(x, *theta), self._h(x, *theta)
-
-    def _local(self, x: Tensor, lam: Tensor, nu: Tensor, *theta: Tensor) -> tuple[Tensor, ...]:
-        H, G, A = self._second_order(x, lam, nu, *theta)
-        return grad(self._f)(x, *theta), H, self._g(x, *theta), G, self._h(x, *theta), A
-
-    def _second_order(
-        self, x: Tensor, lam: Tensor, nu: Tensor, *theta: Tensor
-    ) -> tuple[Float64[Tensor, "n n"], Float64[Tensor, "m n"], Float64[Tensor, "p n"]]:
-        """H, G, A, those that are constant as they were compiled."""
-        P, G, A = self.constants.P, self.constants.G, self.constants.A
-        if P is None and self.quadratic:
-            P = jacrev(grad(self._f))(x, *theta)  # g and h are affine: the multipliers do not matter
-        return (
-            jacrev(grad(self._lagrangian))(x, lam, nu, *theta) if P is None else P,
-            jacobian(self._g, self.m)(x, *theta) if G is None else G,
-            jacobian(self._h, self.p)(x, *theta) if A is None else A,
-        )
-
     def _f(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, ""]:
         return self.objective(x, *theta).reshape(())
 
-    def _g(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, " m"]:
-        return self.inequality(x, *theta) if self.m else x.new_zeros(0)
+    def _lagrangian(self, x: Tensor, lam: Tensor, *theta: Tensor) -> Float64[Tensor, ""]:
+        """f + λᵀg; h is affine."""
+        if isinstance(self.inequality, AffineRows):
+            return self._f(x, *theta)
+        return self._f(x, *theta) + lam @ self.inequality.function(x, *theta)
 
-    def _h(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, " p"]:
-        return self.equality(x, *theta) if self.p else x.new_zeros(0)
+    def _curvature(self, point: Point, *theta: Tensor) -> tuple[Tensor, Matrix]:
+        """∇f and ∇²f + Σ λ_i ∇²g_i."""
+        if self.separable:
+            gradient, curvature = self._diagonal(point.x, *theta)
+            return gradient, diagonal(curvature)
+        hessian = vmap(jacrev(grad(self._lagrangian)))(point.x, point.lam, *theta)
+        return vmap(grad(self._f))(point.x, *theta), Dense(hessian)
 
-    def _lagrangian(self, x: Tensor, lam: Tensor, nu: Tensor, *theta: Tensor) -> Float64[Tensor, ""]:
-        """L = f + λᵀg + νᵀh."""
-        return self._f(x, *theta) + lam @ self._g(x, *theta) + nu @ self._h(x, *theta)
-
-
-def _pattern(constant: Tensor | None, rows: int, columns: int) -> Bool[np.ndarray, "r c"]:
-    """Where a block may be nonzero."""
-    if constant is None:
-        return np.ones((rows, columns), dtype=bool)
-    pattern: np.ndarray = torch.ne(constant, 0.0).numpy()
-    return pattern
-
-
-def jacobian(function: Function, rows: int) -> Function:
-    """∂function/∂x for one sample; torch's own transforms refuse outputs without elements."""
-    if rows:
-        return jacrev(function)
-    return lambda x, *theta: x.new_zeros(0, x.shape[0])
+    def _diagonal(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> tuple[Tensor, Tensor]:
+        """∇f and the diagonal of ∇²f, where that is all there is: two gradients of sums."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(vmap(self._f)(x, *theta).sum(), x, create_graph=True)
+            if not gradient.requires_grad:  # f is affine
+                return gradient, torch.zeros_like(x)
+            (curvature,) = torch.autograd.grad(gradient.sum(), x)
+        return gradient.detach(), curvature

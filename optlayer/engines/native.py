@@ -1,0 +1,53 @@
+"""The native interior point method as an engine: quadratic programmes as they are, nothing is copied."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optlayer.cones import Product
+from optlayer.engines import Answer, Array
+from optlayer.engines.interior_qp import interior_qp
+from optlayer.errors import DeclarationError
+from optlayer.forms import Local
+from optlayer.solution import Status
+
+ROUGHLY = 1e-5  # relative residual that Newton's method goes on from
+CLOSELY = 1e-8  # the same for a linear programme, whose wrong vertices have a singular K
+
+
+class Interior:
+    """Takes the programme at x = 0, where its matrices are read off; solves the batch at once."""
+
+    name = "interior"
+    quick = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        if options:
+            raise DeclarationError(f"the solver 'interior' has no options, got {', '.join(options)}")
+
+    def check_suits(self, K: Product) -> None:
+        """Whether it takes these cones.
+
+        Raises:
+            DeclarationError: where one is not an orthant.
+        """
+        if not K.is_orthant:
+            raise DeclarationError(
+                "solver 'INTERIOR' does not suit this problem: it has other cones than the orthant"
+            )
+
+    def solve_local(self, at: Local) -> Answer:
+        """y = (λ, ν)."""
+        linear = len(at.hessian.values) == 1 and not at.hessian.values.any()
+        x, lam, nu, converged, iterations = interior_qp(
+            at.hessian, at.gradient, at.G, at.g, at.A, at.h, CLOSELY if linear else ROUGHLY
+        )
+        done = converged.tolist()
+        claims = tuple(Status.SOLVED if yes else Status.INACCURATE for yes in done)
+        words = tuple("interior: converged" if yes else "interior: did not converge" for yes in done)
+        return Answer(x.numpy(), _stacked(lam, nu), claims, words, iterations.numpy())
+
+
+def _stacked(lam: Tensor, nu: Tensor) -> Array:
+    return torch.cat([lam, nu], 1).numpy()
