@@ -1,7 +1,7 @@
 """At the door: from what a user hands in to one float64 batch on the CPU, and back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,13 @@ class Batch:
     @property
     def size(self) -> int:
         return int(np.prod(self.shape))
+
+    def beside(self, weights: Sequence[Tensor]) -> "Batch":
+        """With tensors that every sample shares; they decide neither dtype nor device of what comes out."""
+        doubles = (w.cpu().to(torch.float64) for w in weights)
+        shared = (w.expand((*self.shape, *w.shape)).reshape(self.size, *w.shape) for w in doubles)
+        eps = (torch.finfo(w.dtype).eps for w in weights)
+        return replace(self, theta=(*self.theta, *shared), eps=(*self.eps, *eps))
 
     def leave(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
         """(B, k) float64 -> (*batch, *shape) in the caller's dtype, on the caller's device."""

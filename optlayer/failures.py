@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from optlayer import certify, farkas, polish
+from optlayer.convexity import least_curvature
+from optlayer.engines import phase_one
 from optlayer.engines.ask import cone_program, turned
 from optlayer.engines.clarabel import Clarabel
 from optlayer.forms import Point
@@ -104,8 +106,10 @@ def _feasibility(sample: Instance) -> tuple[bool, Point | None]:
 
 
 def _infeasible(plan: Plan, sample: Instance, words: str, least: float) -> Failure | None:
-    assert plan.proof is not None
-    elastic = plan.proof.least_violation(tuple(t[0].numpy() for t in sample.theta))
+    if plan.proof is None:
+        elastic = phase_one.contradiction(sample)
+    else:
+        elastic = plan.proof.least_violation(tuple(t[0].numpy() for t in sample.theta))
     if elastic is None or not elastic.violations:
         return None
     relative = _violation(sample, elastic.x)
@@ -121,8 +125,10 @@ def _unbounded(plan: Plan, sample: Instance, words: str) -> Failure | None:
 
     One that abates, that of -log z, may still have no end: reported as inaccurate, not as proven.
     """
-    assert plan.proof is not None
-    found = plan.proof.boxed_minimizers(tuple(t[0].numpy() for t in sample.theta))
+    if plan.proof is None:
+        found = phase_one.boxed_minimizers(sample)
+    else:
+        found = plan.proof.boxed_minimizers(tuple(t[0].numpy() for t in sample.theta))
     if len(found) < 3 or any(_violation(sample, x) > FEASIBLE for x in found):
         return None
     near, far, farthest = (np.abs(x).max() for x in found)
@@ -149,10 +155,22 @@ def _value(sample: Instance, x: np.ndarray) -> float:
     return sample.form.value(torch.from_numpy(x)[None], *sample.theta).item()
 
 
+def saddle(curvature: float, residual: float) -> Failure:
+    """A stationary point of a problem that is not convex there."""
+    why = (
+        "not convex at the solution: on the face of the active constraints the Hessian of the Lagrangian has "
+        f"an eigenvalue of {curvature:.1e} relative to its size"
+    )
+    return Failure(Status.INACCURATE, why, residual)
+
+
 def unexplained(
     plan: Plan, sample: Instance, point: Point, rows: Tensor, claim: Status, words: str
 ) -> Failure:
     """A point that fails the certificate, or no point at all. rows: the four residuals."""
+    if plan.form.unproven:
+        words += _not_convex(sample, point)
+        words += "; infeasibility is not proven" if claim == Status.INFEASIBLE else ""
     if point.x.isfinite().all() and not polish.in_domain(sample, point.x).all():
         why = (
             f"{words}; there the argument of a logarithm, root or reciprocal is not positive, or a norm is 0"
@@ -176,6 +194,14 @@ def unexplained(
             "the solver stopped early, or the infimum is not attained"
         )
     return Failure(Status.INACCURATE, why, rows.max().item())
+
+
+def _not_convex(sample: Instance, point: Point) -> str:
+    """A remark, where the point says so."""
+    if not point.x.isfinite().all():
+        return ""
+    curvature = least_curvature(sample.at(point), point).item()
+    return "; the problem is not convex there" if curvature < 0 else ""
 
 
 def samples(rows: Tensor) -> list[int]:

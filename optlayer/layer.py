@@ -14,6 +14,7 @@ from optlayer.declare.admissible import admissible
 from optlayer.declare.callables import UserCallable
 from optlayer.declare.declaration import Declaration
 from optlayer.declare.declared import Declared
+from optlayer.declare.opaque import Learned, read
 from optlayer.declare.problem import ProblemDeclaration
 from optlayer.declare.routes import Method, compile_declaration
 from optlayer.engines.proof import Proof
@@ -39,8 +40,9 @@ class OptLayer(torch.nn.Module):
         variables: What is solved for; cvxpy variables of any shape. nonneg, nonpos, pos, neg, bounds,
             symmetric, diag, PSD, NSD and sparsity become constraints.
         parameters: θ, what the layer is called with, in this order.
-        objective: f, a callable `(*variables, *parameters)`, written in cvxpy atoms or plain arithmetic;
-            one element, convex in the variables.
+        objective: f, a callable `(*variables, *parameters)`, written in cvxpy atoms, plain arithmetic or
+            torch; one element, convex in the variables. An `nn.Module` becomes a submodule, and its weights
+            are differentiated like any other parameter.
         inequalities: Callables g, each elementwise <= 0 and convex.
         equalities: Callables h, each elementwise = 0 and affine.
         solver: A solver cvxpy has installed, by name; None takes the best for the problem class and
@@ -87,9 +89,8 @@ class OptLayer(torch.nn.Module):
         _check_sequences(
             variables=variables, parameters=parameters, inequalities=inequalities, equalities=equalities
         )
-        self._declaration: Declared = Declaration(
-            tuple(variables), tuple(parameters), objective, tuple(inequalities), tuple(equalities)
-        )
+        f, g, h = self._registered(objective, inequalities, equalities)
+        self._declaration: Declared = Declaration(tuple(variables), tuple(parameters), f, g, h)
         self._set_up(solver, method, on_failure, nonunique, tolerance, solver_options)
 
     @classmethod
@@ -135,9 +136,33 @@ class OptLayer(torch.nn.Module):
         _check_options(method, on_failure, nonunique, smoothing, tolerance)
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
+        layer._weight_names = ()
         layer._declaration = ProblemDeclaration.of(problem, parameters, variables, gp)
         layer._set_up(solver, method, on_failure, nonunique, tolerance, solver_options)
         return layer
+
+    def _registered(
+        self, objective: Any, inequalities: Sequence[Any], equalities: Sequence[Any]
+    ) -> tuple[UserCallable, tuple[UserCallable, ...], tuple[UserCallable, ...]]:
+        """The callables, modules among them as submodules of this one, each once."""
+        roles = {"objective": objective}
+        roles |= {f"inequality_{i}": c for i, c in enumerate(inequalities)}
+        roles |= {f"equality_{i}": c for i, c in enumerate(equalities)}
+        known: dict[int, Learned] = {}
+        self._weight_names: tuple[str, ...] = ()
+        for role, f in roles.items():
+            if isinstance(f, torch.nn.Module) and id(f) not in known:
+                known[id(f)] = Learned(f)
+                self._weight_names += tuple(f"{role}.{name}" for name in known[id(f)].names)
+                self.add_module(role, f)
+        f, *rest = (known.get(id(f), f) for f in roles.values())
+        k = len(inequalities)
+        return f, tuple(rest[:k]), tuple(rest[k:])
+
+    @property
+    def _weights(self) -> tuple[Tensor, ...]:
+        """Of the modules among the callables, in the order the declaration has them."""
+        return tuple(read(self, name) for name in self._weight_names)
 
     def _set_up(
         self,
@@ -161,8 +186,8 @@ class OptLayer(torch.nn.Module):
             lift=self._compiled.lift,
             cold=self._solver is None and form.m == 0,
             engines=engines_for(form, self._solver, self._solver_options),
-            proof=Proof(form.reference) if form.reference is not None else None,
-            admissible=tuple(admissible(p) for p in self.inputs),
+            proof=None if form.reference is None else Proof(form.reference),
+            admissible=tuple(admissible(p) for p in (*self.inputs, *self._leaves_of_weights)),
             tolerance=self._tolerance,
             raises=self._on_failure == "raise",
             nonunique=self._nonunique,
@@ -171,6 +196,12 @@ class OptLayer(torch.nn.Module):
         for slot in self._slots:
             if slot.name in ("self", "warm_start"):
                 raise DeclarationError(f"a parameter may not be named {slot.name!r}; choose another name")
+
+    @property
+    def _leaves_of_weights(self) -> list[cp.Parameter]:
+        """What the weights are called in errors."""
+        named = zip(self._weight_names, self._weights, strict=True)
+        return [cp.Parameter(tuple(weight.shape), name=name) for name, weight in named]
 
     @property
     def variables(self) -> tuple[cp.Variable, ...]:
@@ -224,7 +255,7 @@ class OptLayer(torch.nn.Module):
         warm_start: Solution | None = None,
     ) -> Solution:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            batch = enter(self._slots, bind(self._slots, args, kwargs))
+            batch = enter(self._slots, bind(self._slots, args, kwargs)).beside(self._weights)
             theta, form = batch.theta, self._plan.form
             call = Call(batch.shape, batch.eps, _start(form, batch, warm_start))
             if batch.size == 0:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from optlayer import certify, failures
+from optlayer.convexity import least_curvature
 from optlayer.engines import Answer
 from optlayer.engines.ask import ask
 from optlayer.forms import Point
@@ -102,6 +103,9 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     for answer, settle in _answers(plan, call, problem, pending):
         attempt = _examine(problem, answer(), pending, plan.tolerance)
         certified = pending & (attempt.residuals.amax(1) <= plan.tolerance)
+        failed |= _saddles(problem, attempt, certified)
+        pending[list(failed)] = False
+        certified &= pending
         _take(outcome, certified, attempt)
         pending &= ~certified
         reduced = attempt.polished.reduced if certified.all() else None
@@ -215,6 +219,16 @@ def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float6
         rows[failing] = certify.residuals(at, point, scale).stacked
     rows[~in_domain(problem, found.point.x)] = torch.inf
     return rows
+
+
+def _saddles(problem: Instance, attempt: _Attempt, certified: Tensor) -> dict[int, Failure]:
+    """Certified points that are no minima, where convexity is but the user's word."""
+    if not problem.form.unproven or not certified.any():
+        return {}
+    curvature = least_curvature(attempt.polished.at, attempt.polished.point)
+    worst = attempt.residuals.amax(1)
+    found = failures.samples(certified & (curvature < 0))
+    return {i: failures.saddle(curvature[i].item(), worst[i].item()) for i in found}
 
 
 def _take(outcome: Outcome, rows: Tensor, attempt: _Attempt) -> None:

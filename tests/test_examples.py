@@ -50,6 +50,13 @@ def test_digits(tmp_path: Path) -> None:
     assert written(tmp_path) == ["digits.png"]
 
 
+def test_input_convex(tmp_path: Path) -> None:
+    numbers = run("input_convex", tmp_path)
+    assert numbers["after"] < 0.1 < 0.5 < numbers["before"]
+    assert numbers["slope_error"] < 0.15
+    assert written(tmp_path) == ["input_convex.png"]
+
+
 def test_least_squares_l1(tmp_path: Path) -> None:
     numbers = run("least_squares_l1", tmp_path)
     assert numbers["residual"] < 1e-13

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from optlayer.declare.callables import UserCallable
+from optlayer.declare.opaque import closed_over
 from optlayer.declare.points import domain_points
 from optlayer.errors import DeclarationError
 
@@ -104,11 +105,7 @@ def check_values(name: str, function: UserCallable, expression: cp.Expression, l
 
 def _refuse_closed_over(name: str, branch: Callable[..., Tensor], point: Sequence[Tensor]) -> None:
     if branch(*(p.clone() for p in point)).requires_grad:
-        raise DeclarationError(
-            f"{name} requires grad although none of its arguments does: it closes over a tensor that is "
-            "learned, which would get no gradient; make that tensor a cp.Parameter of the layer and pass "
-            "it in the call, or detach it if it is a constant"
-        )
+        raise DeclarationError(closed_over(name))
 
 
 def _pulled_back(function: Callable[..., Tensor], point: Sequence[Tensor]) -> list[Tensor]:

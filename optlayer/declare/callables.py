@@ -1,4 +1,7 @@
-"""The user's callables: called once on cvxpy leaves, judged, and named in every complaint."""
+"""The user's callables: called once on cvxpy leaves, judged, and named in every complaint.
+
+One that cannot be evaluated on them is taken for written in torch only, see `opaque`.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +10,7 @@ import cvxpy as cp
 import torch
 from torch import Tensor
 
+from optlayer.declare.opaque import Learned, Weight, torch_only
 from optlayer.errors import DeclarationError
 
 UserCallable = Callable[..., Any]
@@ -14,11 +18,23 @@ UserCallable = Callable[..., Any]
 
 def name_of(role: str, function: UserCallable) -> str:
     """ "inequality 0 'lower'": the role, and the function's own name where it has one."""
-    own = getattr(function, "__name__", "<lambda>")
+    called = function.module if isinstance(function, Learned) else function
+    own = (
+        type(called).__name__
+        if isinstance(called, torch.nn.Module)
+        else getattr(called, "__name__", "<lambda>")
+    )
     return role if own == "<lambda>" else f"{role} {own!r}"
 
 
-def express(name: str, function: Any, leaves: Sequence[Any], theirs: Sequence[Any]) -> cp.Expression:
+def express(
+    name: str,
+    function: Any,
+    leaves: Sequence[Any],
+    theirs: Sequence[Any],
+    weights: Sequence[Weight] = (),
+    affine: bool = False,
+) -> cp.Expression:
     """The expression a callable makes of private leaves.
 
     Args:
@@ -26,15 +42,14 @@ def express(name: str, function: Any, leaves: Sequence[Any], theirs: Sequence[An
         function: The user's callable.
         leaves: Private copies, variables first.
         theirs: The user's own leaves, to tell one closed over from one never declared.
+        weights: Leaves that stand for the weights of a module.
+        affine: It is an equality.
 
     Raises:
         DeclarationError: if what comes back is not an expression of the leaves.
     """
-    if isinstance(function, torch.nn.Module):
-        raise DeclarationError(
-            f"{name} is an nn.Module ({type(function).__name__}); the smooth route takes functions written "
-            "with cvxpy atoms or plain arithmetic, and passes learnable tensors in as parameters"
-        )
+    if isinstance(function, Learned):
+        return torch_only(name, function, leaves, weights, affine)
     if not callable(function):
         raise DeclarationError(f"{name} is a {type(function).__name__}, expected a callable{_hint(function)}")
     try:
@@ -42,35 +57,29 @@ def express(name: str, function: Any, leaves: Sequence[Any], theirs: Sequence[An
     except DeclarationError:
         raise
     except Exception as error:
-        raise DeclarationError(_why_it_raised(name, function, leaves, error)) from error
+        if _runs_in_torch(function, leaves):
+            return torch_only(name, function, leaves, (), affine)
+        shapes = ", ".join(f"{leaf.name()}: {leaf.shape}" for leaf in leaves)
+        raise DeclarationError(
+            f"{name} raised {type(error).__name__} on cvxpy leaves of shapes ({shapes}): {error}"
+        ) from error
+    if not _is_numeric(result) and not isinstance(result, cp.Constraint) and _runs_in_torch(function, leaves):
+        return torch_only(name, function, leaves, (), affine)
     return _as_expression(name, result, leaves, theirs)
 
 
-def _why_it_raised(name: str, function: UserCallable, leaves: Sequence[Any], error: Exception) -> str:
-    if _runs_on_torch_only(function, leaves):
-        return (
-            f"{name} is written for torch only ({type(error).__name__} on cvxpy variables: {error}); "
-            "write it with cvxpy atoms or plain arithmetic, or add a branch: "
-            "`if isinstance(z, cp.Expression): ...`"
-        )
-    shapes = ", ".join(f"{leaf.name()}: {leaf.shape}" for leaf in leaves)
-    return f"{name} raised {type(error).__name__} on cvxpy leaves of shapes ({shapes}): {error}"
-
-
-def _runs_on_torch_only(function: UserCallable, leaves: Sequence[Any]) -> bool:
-    try:
-        result = function(*(torch.rand(leaf.shape, dtype=torch.float64) for leaf in leaves))
-    except Exception:
-        return False
-    return isinstance(result, Tensor)
+def _runs_in_torch(function: UserCallable, leaves: Sequence[Any]) -> bool:
+    """In float64 or, to complain of that later, in float32."""
+    for dtype in (torch.float64, torch.float32):
+        try:
+            if isinstance(function(*(torch.rand(leaf.shape, dtype=dtype) for leaf in leaves)), Tensor):
+                return True
+        except Exception:
+            continue
+    return False
 
 
 def _as_expression(name: str, result: Any, leaves: Sequence[Any], theirs: Sequence[Any]) -> cp.Expression:
-    if isinstance(result, Tensor):
-        raise DeclarationError(
-            f"{name} returned a torch tensor for cvxpy leaves: it is written for torch only, or does not "
-            "depend on its arguments; write it with cvxpy atoms or plain arithmetic"
-        )
     if isinstance(result, cp.Constraint) or not _is_numeric(result):
         raise DeclarationError(
             f"{name} returned a {type(result).__name__}, expected an expression{_hint(result)}"
@@ -97,7 +106,7 @@ def _undeclared(name: str, leaf: Any, theirs: Sequence[Any]) -> str:
 def _is_numeric(result: Any) -> bool:
     if isinstance(result, cp.Expression):
         return True
-    if result is None or isinstance(result, list | tuple | str | bool | dict):
+    if result is None or isinstance(result, list | tuple | str | bool | dict | Tensor):
         return False
     try:
         cp.Constant(result)

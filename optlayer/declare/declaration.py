@@ -8,6 +8,7 @@ import cvxpy as cp
 from optlayer.declare import leaves as leaf
 from optlayer.declare.callables import UserCallable, express, name_of
 from optlayer.declare.copies import settled
+from optlayer.declare.opaque import Learned, Weight
 from optlayer.declare.outputs import Output, Primal
 from optlayer.declare.posed import Posed, Row, identity
 from optlayer.errors import DeclarationError
@@ -22,7 +23,7 @@ class Declaration:
 
     variables: tuple[cp.Variable, ...]
     parameters: tuple[cp.Parameter, ...]
-    objective: UserCallable
+    objective: UserCallable  # an nn.Module as `Learned`
     inequalities: tuple[UserCallable, ...]
     equalities: tuple[UserCallable, ...]
 
@@ -40,6 +41,11 @@ class Declaration:
     def outputs(self) -> tuple[Output, ...]:
         """The variables."""
         return tuple(Primal(i, v.shape) for i, v in enumerate(self.variables))
+
+    @property
+    def learned(self) -> tuple[Learned, ...]:
+        """The modules among the callables, each once."""
+        return tuple({id(f): f for f in self.functions if isinstance(f, Learned)}.values())
 
     @property
     def objective_name(self) -> str:
@@ -61,11 +67,13 @@ class Declaration:
         variables = tuple(leaf.private_copy(v) for v in self.variables)
         parameters = tuple(leaf.private_copy(p) for p in self.parameters)
         own, theirs = [*variables, *parameters], [*self.variables, *self.parameters]
+        weights = {id(module): _weights(module) for module in self.learned}
         name = self.objective_name
-        f = express(name, self.objective, own, theirs)
+        f = express(name, self.objective, own, theirs, weights.get(id(self.objective), ()))
         if f.size != 1:
             raise DeclarationError(f"{name} has shape {f.shape}, expected a scalar or one element")
-        constraints = self._rows(own, theirs)
+        constraints = self._rows(own, theirs, weights)
+        parameters = (*parameters, *(leaf for leaves in weights.values() for leaf in leaves))
         problem = cp.Problem(cp.Minimize(f), [row.constraint for row in constraints])
         posed = Posed(problem, variables, parameters, constraints, identity, maximize=False)
         return settled(posed, attributes, rows)
@@ -93,14 +101,24 @@ class Declaration:
             if not h.is_affine():
                 raise DeclarationError(f"{row.name} is not affine in the variables: {_short(h)}")
 
-    def _rows(self, own: list[Any], theirs: list[Any]) -> tuple[Row, ...]:
+    def _rows(
+        self, own: list[Any], theirs: list[Any], weights: dict[int, tuple[Weight, ...]]
+    ) -> tuple[Row, ...]:
         """The declared constraints."""
-        g = [(name_of(f"inequality {i}", c), c) for i, c in enumerate(self.inequalities)]
-        h = [(name_of(f"equality {i}", c), c) for i, c in enumerate(self.equalities)]
-        inequalities = [(name, express(name, c, own, theirs) <= 0) for name, c in g]
-        equalities = [(name, express(name, c, own, theirs) == 0) for name, c in h]
-        pairs = enumerate([*inequalities, *equalities])
-        return tuple(Row(constraint, i, name) for i, (name, constraint) in pairs)
+
+        def expressed(role: str, c: UserCallable, affine: bool) -> tuple[str, cp.Expression]:
+            name = name_of(role, c)
+            return name, express(name, c, own, theirs, weights.get(id(c), ()), affine)
+
+        g = [expressed(f"inequality {i}", c, affine=False) for i, c in enumerate(self.inequalities)]
+        h = [expressed(f"equality {i}", c, affine=True) for i, c in enumerate(self.equalities)]
+        constraints = [(name, left <= 0) for name, left in g] + [(name, left == 0) for name, left in h]
+        return tuple(Row(constraint, i, name) for i, (name, constraint) in enumerate(constraints))
+
+
+def _weights(module: Learned) -> tuple[Weight, ...]:
+    """Leaves for the weights of a module."""
+    return tuple(Weight(name, tensor) for name, tensor in zip(module.names, module.weights, strict=True))
 
 
 def _short(expression: cp.Expression, length: int = 120) -> str:

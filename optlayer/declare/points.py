@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optlayer.declare.opaque import Weight
+
 TRIES = 60
 
 Point = tuple[Tensor, ...]
@@ -34,7 +36,9 @@ def _candidates(leaves: Sequence[Any]) -> Iterator[Point]:
 
 
 def _admissible(leaf: Any, value: np.ndarray) -> Tensor:
-    """The value, moved into the leaf's attributes where it is a parameter."""
+    """The value, moved into the leaf's attributes where it is a parameter; a weight's own."""
+    if isinstance(leaf, Weight):
+        return leaf.tensor
     if isinstance(leaf, cp.Parameter) and leaf.num_attributes:
         with warnings.catch_warnings():  # cvxpy complains of its own way with sparse leaves
             warnings.filterwarnings("ignore", "Accessing a sparse CVXPY expression", RuntimeWarning)

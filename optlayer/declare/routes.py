@@ -21,6 +21,7 @@ from optlayer.declare import discipline
 from optlayer.declare.branches import check_values
 from optlayer.declare.canonical import NotDPP, canonicalize
 from optlayer.declare.declared import Declared
+from optlayer.declare.opaque import is_opaque
 from optlayer.declare.outputs import Dual, Expressed, Output, Primal
 from optlayer.declare.parametric import lowered
 from optlayer.declare.posed import Lift, Posed, with_exact_powers
@@ -81,7 +82,8 @@ def compile_declaration(declaration: Declared, method: Method) -> Compiled:
 
 def _smooth(declaration: Declared, apex: bool) -> Compiled:
     compiler = SmoothCompiler(declaration, apex)
-    form = compiler.form(_reference(declaration, compiler.posed, compiler.attributes))
+    opaque = is_opaque(compiler.posed.problem)
+    form = compiler.form(None if opaque else _reference(declaration, compiler.posed, compiler.attributes))
     kind = "quadratic" if form.quadratic else "general"
     return _compiled(
         declaration, compiler.posed, form, compiler.variables(), compiler.duals(), f"smooth ({kind})"
@@ -93,6 +95,11 @@ def _smooth(declaration: Declared, apex: bool) -> Compiled:
 
 def _cone(declaration: Declared) -> Compiled:
     declared = declaration.build(attributes=True, rows=False)
+    if is_opaque(declared.problem):
+        raise DeclarationError(
+            "the cone route goes through cvxpy, which cannot see into callables written for torch only; "
+            "write the others with atoms that are smooth"
+        )
     _check_values(declaration, declared)  # as long as the parameters are those of the callables
     posed = with_exact_powers(lowered(declared))
     names = tuple(row.name for row in posed.rows)

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate
+from itertools import accumulate, combinations
 from math import prod
 from typing import Any
 
 import cvxpy as cp
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from optlayer.declare.blocks import Blocks, Polynomial, affine_blocks
 from optlayer.declare.branches import check_branch, torch_branch
 from optlayer.declare.callables import UserCallable
 from optlayer.declare.declared import Declared
+from optlayer.declare.opaque import Chord, TorchFunction, check, is_opaque
 from optlayer.declare.points import Point, domain_points
 from optlayer.declare.posed import Row
 from optlayer.declare.refusals import NotSmooth
@@ -38,6 +40,8 @@ from optlayer.forms.kkt import KKTForm
 from optlayer.forms.programme import Programme
 from optlayer.forms.smooth import SmoothForm
 
+BESIDE = 1e-12  # of a border at 0
+COORDINATES, STRIDE = 20, 0.3  # along which a chord is drawn from each probe, of this part of its size
 PROBES = 3  # random points at which a declaration is examined
 AFFINE, QUADRATIC = 1, 2
 
@@ -50,6 +54,12 @@ class _Piece:
     expression: cp.Expression
     torch: Translation
     function: UserCallable | None = None  # the user's own, where there is one
+
+    @property
+    def opaque(self) -> TorchFunction | None:
+        """The atom it is, or has on its left, where it is written for torch only."""
+        root: Any = self.expression
+        return next((atom for atom in [root, *root.args] if isinstance(atom, TorchFunction)), None)
 
 
 class SmoothCompiler:
@@ -75,14 +85,13 @@ class SmoothCompiler:
         self.posed = declaration.build(attributes=True, rows=True) if self.attributes else bare
         self._refuse_cones()
 
-    def form(self, reference: Reference) -> KKTForm:
+    def form(self, reference: Reference | None) -> KKTForm:
         """The compiled programme; the reference is the same problem as cvxpy states it."""
         objective, inequalities, equalities = self.pieces
         self._check_branches()
-        n, flat = (
-            sum(v.size for v in self.posed.variables),
-            partial(_on_flat, [v.shape for v in self.posed.variables]),
-        )
+        self._check_opaque()
+        shapes = [v.shape for v in self.posed.variables]
+        n, flat = sum(v.size for v in self.posed.variables), partial(_on_flat, shapes)
         f, g, h = (
             Polynomial(flat(_stack([p.torch.function for p in pieces])), _rows(pieces), _monomials(pieces))
             for pieces in ([objective], inequalities, equalities)
@@ -113,6 +122,8 @@ class SmoothCompiler:
             separable=g.degree <= AFFINE
             and separable_hessian(objective.expression, self.posed.variables, self.posed.parameters),
             domain=self._domain(flat),
+            unproven=is_opaque(self.posed.problem),
+            owners=tuple(p.name for p in (*inequalities, *equalities) for _ in range(p.expression.size)),
         )
 
     def _blocks(self, f: Polynomial, g: Polynomial, h: Polynomial, n: int) -> Blocks:
@@ -189,18 +200,50 @@ class SmoothCompiler:
         if not self.points:
             return
         for piece in [objective, *inequalities, *equalities]:
-            if piece.function is None:
+            if piece.function is None or piece.opaque:
                 continue
             branch = torch_branch(piece.function, self.points[0])
             if branch is not None:
                 names = [leaf.name() for leaf in self.leaves]
                 check_branch(piece.name, branch, piece.torch.function, self.points, names)
 
+    def _check_opaque(self) -> None:
+        """What cvxpy cannot see into, along chords between points with the attributes of the variables."""
+        objective, inequalities, equalities = self.pieces
+        shapes = [v.shape for v in self.posed.variables]
+        for piece in [objective, *inequalities, *equalities]:
+            if piece.opaque:
+                check(piece.opaque.opaque, _on_flat(shapes, _stack([piece.torch.function])), self._chords)
+
+    @cached_property
+    def _chords(self) -> list[Chord]:
+        """Between the probes, and from each along some coordinates."""
+        points = [self._on_flat_point(self._within(point)) for point in self.points]
+        chords = [Chord(a, b, theta) for (a, theta), (b, _) in combinations(points, 2)]
+        for point in self.points:
+            a, theta = self._on_flat_point(self._within(point))
+            for j in torch.linspace(0, len(a) - 1, min(len(a), COORDINATES)).long():
+                moved = a.index_add(0, j, STRIDE * a.abs().max().reshape(1))
+                chords.append(Chord(a, self._on_flat_point(self._within(self._apart(moved)))[0], theta))
+        return chords
+
+    def _apart(self, x: Tensor) -> Point:
+        """x -> the variables."""
+        shapes = [v.shape for v in self.posed.variables]
+        return tuple(p.reshape(s) for p, s in zip(x.split([prod(s) for s in shapes]), shapes, strict=True))
+
+    def _within(self, point: Point) -> Point:
+        """With variables that have their attributes."""
+        k = len(self.declaration.variables)
+        pairs = zip(self.declaration.variables, point[:k], strict=True)
+        return *(torch.as_tensor(np.array(v.project(z.numpy()))) for v, z in pairs), *point[k:]
+
     def _domain(self, flat: Callable[..., Callable[..., Tensor]]) -> Domain | None:
         """The borders of f, g and h together, and which of them stop a single coordinate."""
         objective, inequalities, equalities = self.pieces
         pieces = [objective, *inequalities, *equalities]
-        borders = flat(_stack([p.torch.borders for p in pieces]))
+        stops = self._stops(flat)
+        borders = _with_coordinates(flat(_stack([p.torch.borders for p in pieces])), stops)
         norms = flat(_stack([p.torch.norms for p in pieces]))
         zeros = tuple(torch.zeros(z.shape, dtype=torch.float64) for z in self.leaves)
         x, theta = self._on_flat_point(zeros)
@@ -215,6 +258,28 @@ class SmoothCompiler:
         row = (affine & alone).nonzero().squeeze(1)
         column = (slopes[0] != 0).to(torch.int8).argmax(1)[row]
         return Domain(borders, norms, tuple(row.tolist()), tuple(column.tolist()), size)
+
+    def _stops(self, flat: Callable[..., Callable[..., Tensor]]) -> list[int]:
+        """Coordinates that must stay positive for what cvxpy cannot see into: below 0 it is not a number."""
+        objective, inequalities, equalities = self.pieces
+        opaque = [p.torch.function for p in [objective, *inequalities, *equalities] if p.opaque]
+        if not opaque or not self.points:
+            return []
+        function, stopped = flat(_stack(opaque)), []
+        for x, theta in map(self._on_flat_point, self.points):
+            sides = (torch.where(torch.eye(len(x), dtype=torch.bool), side, x) for side in (BESIDE, -BESIDE))
+            inside, outside = (
+                torch.stack([function(row, *theta).isfinite().all() for row in rows]) for rows in sides
+            )
+            stopped.append(inside & ~outside)
+        return torch.stack(stopped).all(0).nonzero().flatten().tolist()
+
+
+def _with_coordinates(borders: Callable[..., Tensor], columns: list[int]) -> Callable[..., Tensor]:
+    """The borders, and some coordinates of x."""
+    if not columns:
+        return borders
+    return lambda x, *theta: torch.cat([borders(x, *theta), *(x[j : j + 1] for j in columns)])
 
 
 def _runs(shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:

@@ -23,13 +23,14 @@ from torch import Tensor
 from optlayer.declare.atoms_affine import AFFINE
 from optlayer.declare.atoms_parametric import PARAMETRIC
 from optlayer.declare.atoms_smooth import SMOOTH
-from optlayer.declare.operation import Atom, Function, Operation
+from optlayer.declare.operation import Atom, Function, Operation, curved
 from optlayer.declare.refusals import complex_valued, refused, refused_apex, undeclared
 from optlayer.declare.terms import CONSTANT, PARAMETER, VARIABLE, Terms
 
 _Leaf = cp.Variable | cp.Parameter
 
-RULES = AFFINE | SMOOTH  # by the name of the class, which outlives its place in cvxpy
+OPAQUE = {"TorchFunction": lambda atom: curved(atom.opaque.function)}
+RULES = AFFINE | SMOOTH | OPAQUE  # by the name of the class, which outlives its place in cvxpy
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from optlayer.engines import Answer, ConeProgram
 from optlayer.engines.cvxpy import Cvxpy
-from optlayer.engines.native import Interior
+from optlayer.engines.interior import Interior
+from optlayer.engines.native import InteriorQP
 from optlayer.engines.table import Engine
 from optlayer.forms.kkt import Instance
 from optlayer.matrix import stacked
@@ -16,9 +17,11 @@ from optlayer.matrix import stacked
 
 def ask(engine: Engine, problem: Instance, rows: Tensor) -> Answer:
     """An engine's answer for some samples, y = (λ, ν)."""
+    if isinstance(engine, Interior):
+        return _some(engine.solve_instance(problem), rows)
     if isinstance(engine, Cvxpy):
         return engine.solve_problem(tuple(t[rows].numpy() for t in problem.theta), len(rows))
-    if isinstance(engine, Interior):
+    if isinstance(engine, InteriorQP):
         return engine.solve_local(problem.origin if len(rows) == problem.size else problem.origin.some(rows))
     return turned(engine.solve_matrices(cone_program(problem, rows)), problem.form.p)
 
@@ -27,6 +30,19 @@ def turned(answer: Answer, p: int) -> Answer:
     """y = (ν, λ) -> (λ, ν)."""
     rays = answer.rays and (answer.rays[0], np.roll(answer.rays[1], -p, axis=1))
     return replace(answer, y=np.roll(answer.y, -p, axis=1), rays=rays)
+
+
+def _some(answer: Answer, rows: Tensor) -> Answer:
+    """What was solved as one batch, so that no sample feels who else is asked about."""
+    index = rows.tolist()
+    return replace(
+        answer,
+        x=answer.x[index],
+        y=answer.y[index],
+        claims=tuple(answer.claims[i] for i in index),
+        words=tuple(answer.words[i] for i in index),
+        iterations=answer.iterations[index],
+    )
 
 
 def cone_program(problem: Instance, rows: Tensor) -> ConeProgram:

@@ -16,15 +16,15 @@ ROUGHLY = 1e-5  # relative residual that Newton's method goes on from
 CLOSELY = 1e-8  # the same for a linear programme, whose wrong vertices have a singular K
 
 
-class Interior:
+class InteriorQP:
     """Takes the programme at x = 0, where its matrices are read off; solves the batch at once."""
 
-    name = "interior"
+    name = "INTERIOR"
     quick = True
 
     def __init__(self, options: dict[str, Any]) -> None:
         if options:
-            raise DeclarationError(f"the solver 'interior' has no options, got {', '.join(options)}")
+            raise DeclarationError(f"solver 'INTERIOR' has no options, got {', '.join(options)}")
 
     def check_suits(self, K: Product) -> None:
         """Whether it takes these cones.
@@ -45,7 +45,7 @@ class Interior:
         )
         done = converged.tolist()
         claims = tuple(Status.SOLVED if yes else Status.INACCURATE for yes in done)
-        words = tuple("interior: converged" if yes else "interior: did not converge" for yes in done)
+        words = tuple("INTERIOR: converged" if yes else "INTERIOR: did not converge" for yes in done)
         return Answer(x.numpy(), _stacked(lam, nu), claims, words, iterations.numpy())
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.cvxpy import Cvxpy
+from optlayer.engines.interior import Interior
 from optlayer.engines.matrices import CvxpyMatrices
 from optlayer.engines.moreau import Moreau
-from optlayer.engines.native import Interior
+from optlayer.engines.native import InteriorQP
 from optlayer.engines.osqp import OSQP
 from optlayer.engines.piqp import PIQP
 from optlayer.engines.scs import SCS
@@ -28,9 +29,9 @@ from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import KKTForm
 from optlayer.forms.programme import Programme
 
-Engine = Interior | Clarabel | OSQP | SCS | PIQP | Moreau | Cvxpy | CvxpyMatrices
+Engine = InteriorQP | Interior | Clarabel | OSQP | SCS | PIQP | Moreau | Cvxpy | CvxpyMatrices
 
-BY_NAME = {"INTERIOR": Interior, "CLARABEL": Clarabel, "OSQP": OSQP, "PIQP": PIQP, "MOREAU": Moreau}
+BY_NAME = {"INTERIOR": InteriorQP, "CLARABEL": Clarabel, "OSQP": OSQP, "PIQP": PIQP, "MOREAU": Moreau}
 
 SMALL = 64  # unknowns that dense batched factors take in their stride
 MEDIUM = 2000  # unknowns up to which a direct method sample by sample is quickest
@@ -39,13 +40,15 @@ MEDIUM = 2000  # unknowns up to which a direct method sample by sample is quicke
 def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> tuple[Engine, ...]:
     """The engines of a layer, best first; a solver asked for by name is the only one.
 
-    Options without a solver are Clarabel's.
+    Options without a solver are Clarabel's. What torch alone can evaluate goes to our own interior point.
 
     Raises:
         DeclarationError: for a solver that is not installed, does not suit the problem, or lacks an option.
     """
     if solver is not None and not isinstance(solver, str):
         raise DeclarationError(f"solver is a {type(solver).__name__}, expected a name such as 'CLARABEL'")
+    if form.unproven:
+        return (_by_torch(form, solver, options),)
     if solver is not None:
         return (_named(form, solver.upper(), options),)
     if not isinstance(form, Programme):
@@ -58,7 +61,7 @@ def _first(form: Programme) -> Engine:
     """For a programme with inequalities only."""
     unknowns = form.n + form.m + form.p
     if unknowns <= SMALL or (_is_separable(form) and _general_rows(form) <= SMALL):
-        return Interior({})
+        return InteriorQP({})
     return PIQP({}) if unknowns <= MEDIUM else SCS({})
 
 
@@ -81,7 +84,9 @@ def _named(form: KKTForm, name: str, options: dict[str, Any]) -> Engine:
         engine: Any = BY_NAME[name](options)
         engine.check_suits(form.dual.dual)
         return engine
-    if name in BY_NAME and name in ("INTERIOR", "PIQP", "MOREAU"):
+    if name == Interior.name:
+        return _by_torch(form, name, options)
+    if name in ("PIQP", "MOREAU"):
         raise DeclarationError(f"solver {name!r} does not suit this problem: it is not a quadratic programme")
     other = _by_cvxpy(form, name, options)
     if isinstance(other, Cvxpy):
@@ -89,6 +94,18 @@ def _named(form: KKTForm, name: str, options: dict[str, Any]) -> Engine:
     else:
         other.check_suits(form.dual.dual)
     return other
+
+
+def _by_torch(form: KKTForm, solver: str | None, options: dict[str, Any]) -> Interior:
+    """The interior point that needs nothing but f, g, h and their derivatives."""
+    if solver is not None and solver.upper() != Interior.name:
+        raise DeclarationError(
+            f"{solver} needs the problem in cvxpy's terms, and some callable is written for torch only; "
+            "leave solver=None"
+        )
+    if not form.dual.is_orthant:
+        raise DeclarationError("INTERIOR solves smooth problems; this one takes the cone route")
+    return Interior(options)
 
 
 def _by_cvxpy(form: KKTForm, solver: str, options: dict[str, Any]) -> Cvxpy | CvxpyMatrices:

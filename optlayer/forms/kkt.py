@@ -53,6 +53,7 @@ class KKTForm:
     m: int  # rows of g
     p: int  # rows of h
     domain: Domain | None = None
+    unproven: bool = False  # that f and g are convex, h affine, is somebody's word
     seen: Bool[Tensor, " n"]  # coordinates of x that are part of a variable of the user's
 
     def rows(self, point: Point, *theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,6 +35,8 @@ class SmoothForm(KKTForm):
     separable: bool = False  # f is a sum of functions of one coordinate each, g affine: H is diagonal
     domain: Domain | None = None
     quadratic: bool = False
+    unproven: bool = False  # that f and g are convex, h affine, is somebody's word
+    owners: tuple[str, ...] = ()  # the constraint each row of g and h belongs to
 
     def __deepcopy__(self, memo: dict[int, object]) -> "SmoothForm":
         return self  # immutable
