@@ -22,6 +22,8 @@ from optlayer import (
     Status,
     UnboundedError,
 )
+from optlayer.engines.phase_one import _proves
+from optlayer.forms.kkt import Instance
 
 n = 4
 z, x = cp.Variable(n, name="z"), cp.Parameter(n, name="x")
@@ -415,6 +417,15 @@ def test_infeasible() -> None:
 def test_contradictions_are_proven(g: Any, h: Any) -> None:
     with pytest.raises(InfeasibleError, match="at best"):
         OptLayer([z], [x], squares, g, h)(data())
+
+
+@pytest.mark.parametrize(("at", "proven"), [(0.0, True), (1.0, False)])
+def test_a_proof_needs_multipliers_that_balance(at: float, proven: bool) -> None:
+    """|z|² + 1 <= 0: at the origin its gradient is 0 and its value 1; elsewhere it may fall below 0 yet."""
+    layer = OptLayer([z], [], lambda z: torch.exp(z).sum(), [lambda z: torch.dot(z, z) + 1])
+    point = torch.full((1, n), at, dtype=torch.float64)
+    lam, w = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    assert _proves(Instance(layer._plan.form, (), 1), point, lam, w) is proven
 
 
 def test_what_cannot_be_proven_is_not_claimed() -> None:

@@ -42,10 +42,8 @@ CENTRED = 0.1  # of the tolerance: the least target for s∘λ, relative. Below 
 MAX_STEPS = 200
 TO_BORDER = 0.995  # of the way to s = 0 or λ = 0 that a step may go
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3, 1e-4)  # of a step that are tried side by side
-ROUNDING, NOT_WORSE = (
-    1e-13,
-    1e-9,
-)  # relative changes of a merit that are none, and that a smaller residual may cost
+ROUNDING = 1e-13  # a relative change of the barrier's merit that is none
+NOT_WORSE = 1e-9  # the same that a smaller residual may cost: without a limit it runs off to where f is flat
 ARMIJO = 1e-4  # part of the promised decrease that a step must keep
 SHIFT, LARGEST_SHIFT = 1e-13, 1e10  # δ, relative to the scaled diagonal
 RAISED, LOWERED = 30.0, 0.1  # what a failed step and a long one make of δ
@@ -221,7 +219,7 @@ class _Search:
         moves = running & system.sound
         primal, dual = torch.where(moves, primal, 0.0), torch.where(moves, dual, 0.0)
         self._adapt(running, primal)
-        self.now = _where(running, self.now.moved(_finite(by), primal, dual), self.now)
+        self.now = self.now.moved(_finite(by), primal, dual)  # by 0 where it rests
         self.at = self.rows.local(self.now)
         self.iterations = self.iterations + running.squeeze(1)
         self.steps += 1
@@ -594,10 +592,6 @@ def _to_border(a: Tensor, da: Tensor, longest: float = 1.0) -> Float64[Tensor, "
 def _shifted(M: Float64[Tensor, "B n n"], by: Tensor) -> Float64[Tensor, "B n n"]:
     """M + diag(by)."""
     return M + torch.diag_embed(by.expand(len(by), M.shape[-1]))
-
-
-def _where(choose: Bool[Tensor, "B 1"], a: State, b: State) -> State:
-    return State(*(torch.where(choose, p, q) for p, q in zip(a, b, strict=True)))
 
 
 def _finite(by: State) -> State:
