@@ -15,6 +15,8 @@ for by an x with |r|ᵀ|x| as large as the gap: the proof holds within a box of 
 lengths, and is taken for a proof.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -57,8 +59,8 @@ def _longest(M: Matrix, b: Float64[Tensor, "B r"]) -> Float64[Tensor, "B c"]:
     """max_i b_i / |M_ij|, 0 where there is none."""
     if not M.shape[0]:
         return b.new_zeros(len(b), M.shape[1])
-    entries = M.dense().abs()
-    return torch.where(entries > 0, b.unsqueeze(2) / entries, 0.0).amax(1)
+    entries = M.abs.values
+    return replace(M, values=torch.where(entries > 0, 1.0 / entries, 0.0)).column_largest(b)
 
 
 def _within(part: Tensor, whole: Tensor) -> bool:

@@ -15,6 +15,7 @@ H and E usually stay while s, D and the set of fixed coordinates change from ste
 belongs to them. A fixed coordinate, x_j = a_j, is one whose row and column of H and E are struck out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -23,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from optlayer.fill import factor_work
 from optlayer.matrix import Matrix, Sparse
 
 SHIFT = 1e-10  # δ, relative to the equilibrated matrix
@@ -71,6 +73,13 @@ class Base:
         return torch.where(diagonal < FLAT, diagonal + LIFT, diagonal)
 
     @cached_property
+    def factor_work(self) -> float:
+        """Operations of a sparse factorization of K, where both are sparse."""
+        assert isinstance(self.H, Sparse)
+        assert isinstance(self.E, Sparse)
+        return factor_work(self.H.pattern, self.E.pattern)
+
+    @cached_property
     def rows(self) -> Float64[Tensor, "#B k n"]:
         """E."""
         return self.E.dense()
@@ -101,6 +110,9 @@ class Base:
         return L, V, E @ V
 
 
+Shifted = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (a, c) -> (x, μ) of the shifted K
+
+
 class Factor:
     """K, factored.
 
@@ -109,13 +121,23 @@ class Factor:
         s: Scale of the rows of E; None: 1.
         D: The lower right block is -diag(D).
         fixed: Coordinates with x_j = a_j, if any.
+        shifted: Another way than dense blocks to solve with the shifted K of these four, D equilibrated.
     """
 
     def __init__(
-        self, base: Base, s: Tensor | None, D: Float64[Tensor, "B k"], fixed: Tensor | None = None
+        self,
+        base: Base,
+        s: Tensor | None,
+        D: Float64[Tensor, "B k"],
+        fixed: Tensor | None = None,
+        shifted: Callable[[Base, Tensor | None, Tensor, Tensor | None], Shifted] | None = None,
     ) -> None:
         self._base, self._s, self._fixed = base, s, fixed
         self._D = base.w * base.w * D
+        if shifted is not None:
+            self._shifted = shifted(base, s, self._D, fixed)
+            return
+        self._shifted = self._by_blocks
         self._H_factor, self._V, M = base.free if fixed is None else base.eliminate(fixed)
         self._is_diagonal = base.diagonal is not None
         k = D.shape[1]
@@ -181,7 +203,7 @@ class Factor:
         some = rough.unsqueeze(1)
         return torch.where(some, x + dx, x), torch.where(some, mu + dmu, mu)
 
-    def _shifted(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_blocks(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The shifted system, by block elimination."""
         x = self._over_H(a)
         if self._S is None:

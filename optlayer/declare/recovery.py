@@ -34,6 +34,11 @@ from optlayer.forms.affine import DENSE, AffineMap
 SMALL = 2**12  # entries up to which a matrix is evaluated without looking for its structure
 CHUNK = 2**20  # entries evaluated at once
 LIMIT = 2**25  # entries evaluated in all
+MANY = 2**22  # and from which on rows with few entries are looked for
+FIRST_PRIME, LAST_PRIME = 31, 600  # into how many cells a row is divided
+CROWDED = 0.9  # part of the cells that are taken: more are needed
+SETTLED = 1e-12  # relative: of a row that is complete
+DISTINCT = 1e3  # times rounding: a number that is none
 AGREEMENT = 1e-10  # relative: of sums over all entries
 ROUNDING = 1e-14  # relative: what two evaluations of one number may differ by
 STEP = 2.0**100  # of a parameter that is moved: so large that B₀ leaves no rounding in the slope
@@ -228,9 +233,10 @@ def entries(B: Affine, *theta: Tensor) -> Entries:
     """B(θ) without its zeros: rows with a single entry found all at once, the others one by one."""
     single, rows = _single_rows(B, *theta) if B.rows > 1 and B.size > SMALL else (_NO_ENTRIES, None)
     rows = torch.arange(B.rows) if rows is None else rows
+    few, rows = few_entries(B, rows, *theta) if len(rows) * B.columns > MANY else (_NO_ENTRIES, rows)
     if len(rows) * B.columns > LIMIT:
         raise Unsettled
-    places, values = [single.places], [single.values]
+    places, values = [single.places, few.places], [single.values, few.values]
     for some in _chunks(rows, max(B.rows, B.columns)):
         dense = B.dense(some, *theta)
         i, j = dense.nonzero(as_tuple=True)
@@ -255,6 +261,115 @@ def located(
     """Which j it is where Σ_j c_j, Σ_j c_j ι_j and Σ_j c_j v_j are sums of one term; where they are."""
     j = _index(moved / c, len(v))
     return j, ((value - c * v[j]).abs() <= ROUNDING * c.abs()) & (c != 0)
+
+
+# ------------------------------------------------------------------------------- rows with few entries
+
+
+def few_entries(
+    B: Affine, rows: Int64[Tensor, " r"], *theta: Tensor
+) -> tuple[Entries, Int64[Tensor, " rest"]]:
+    """Rows with few entries each, from a number of products that does not grow with B; the other rows.
+
+    For a prime b, the b products with 1, ι and v on the columns j ≡ 0, 1, ..., b - 1 (mod b) put every entry
+    of a row into one of b cells; an entry alone in its cell is `located`. What is found is taken out of the
+    cells of every other prime, where more entries are then alone. Two columns share their cells for
+    all primes of a product above the number of columns only if they are equal (Chinese remainder theorem).
+
+    A row is settled when what was found of it makes its product with v.
+    """
+    cells, found, b = _Cells(B, rows, theta), _NO_ENTRIES, FIRST_PRIME
+    while b <= LAST_PRIME and len(cells.rows) > 3 * b:  # fewer are evaluated sooner than divided
+        crowded = cells.divide(b)
+        found = Entries(*(torch.cat(parts) for parts in zip(found, cells.settled())))
+        b = _prime(4 * b if crowded else b + 1)
+    return _ascending(*found), cells.rows
+
+
+class _Sums(NamedTuple):
+    """What is left in the cells of one prime, (r, b) each."""
+
+    c: Float64[Tensor, "r b"]  # Σ_j c_j
+    moved: Float64[Tensor, "r b"]  # Σ_j c_j ι_j
+    value: Float64[Tensor, "r b"]  # Σ_j c_j v_j
+    taken: Float64[Tensor, "r b"]  # Σ_j |c_j| of what was taken out: what rounding is measured by
+
+    @property
+    def noise(self) -> Float64[Tensor, "r b"]:
+        return ROUNDING * (self.c.abs() + self.taken)
+
+
+class _Cells:
+    """The unsettled rows, their sums, and what was found of them."""
+
+    def __init__(self, B: Affine, rows: Int64[Tensor, " r"], theta: Point) -> None:
+        self.rows = rows
+        self._B, self._theta = B, theta
+        self._iota, self._v = iota(B.columns), random(B.columns, 2)
+        self._target = B.times(self._v, *theta)[rows]
+        self._sums: list[_Sums] = []
+        self._i, self._j, self._c = _INDEX, _INDEX, _NUMBER  # entries found: row among `rows`, column, number
+
+    def divide(self, b: int) -> bool:
+        """Sums over the classes modulo one more prime; whether most of its cells are taken."""
+        weights = torch.ones_like(self._v), self._iota, self._v
+        c, moved, value = (self._products(b, w) for w in weights)
+        fresh = _Sums(c, moved, value, torch.zeros_like(c))
+        crowded = float((fresh.c != 0).double().mean()) > CROWDED
+        self._sums.append(fresh)
+        self._take_out(self._sums[-1:], self._i, self._j, self._c)
+        while self._locate():
+            pass
+        return crowded
+
+    def settled(self) -> Entries:
+        """The entries of rows that are complete; these rows are forgotten."""
+        own = self._c * self._v[self._j]
+        made, size = (torch.zeros_like(self._target).index_add(0, self._i, part) for part in (own, own.abs()))
+        done = (made - self._target).abs() <= SETTLED * size
+        kept = ~done[self._i]
+        places = (self.rows[self._i] * self._B.columns + self._j)[~kept]
+        entries = Entries(places, self._c[~kept])
+        self._i, self._j, self._c = ((~done).cumsum(0) - 1)[self._i[kept]], self._j[kept], self._c[kept]
+        self.rows, self._target = self.rows[~done], self._target[~done]
+        self._sums = [_Sums(*(part[~done] for part in sums)) for sums in self._sums]
+        return entries
+
+    def _products(self, b: int, weights: Float64[Tensor, " columns"]) -> Float64[Tensor, "r b"]:
+        classes = torch.arange(self._B.columns) % b
+        columns = []
+        for some in _chunks(torch.arange(b), max(self._B.rows, self._B.columns)):
+            chosen = torch.where(classes == some[:, None], weights, 0.0)
+            columns.append(vmap(lambda w: self._B.times(w, *self._theta))(chosen)[:, self.rows].T)
+        return torch.cat(columns, 1).contiguous()
+
+    def _locate(self) -> int:
+        """Entries that are alone in a cell now, taken out of all others; how many."""
+        count = 0
+        for sums in self._sums:
+            b = sums.c.shape[1]
+            j = _index(sums.moved / sums.c, len(self._v))
+            alone = (sums.value - sums.c * self._v[j]).abs() <= sums.noise
+            alone &= (sums.c.abs() > DISTINCT * sums.noise) & (j % b == torch.arange(b))
+            i, cell = alone.nonzero(as_tuple=True)
+            column, c = j[i, cell], sums.c[i, cell]
+            self._i, self._j, self._c = (
+                torch.cat(p) for p in ((self._i, i), (self._j, column), (self._c, c))
+            )
+            self._take_out(self._sums, i, column, c)
+            count += len(i)
+        return count
+
+    def _take_out(self, from_: list[_Sums], i: Tensor, j: Tensor, c: Tensor) -> None:
+        for sums in from_:
+            place = i * sums.c.shape[1] + j % sums.c.shape[1]
+            for part, share in zip(sums, (-c, -c * self._iota[j], -c * self._v[j], c.abs()), strict=True):
+                part.view(-1).index_add_(0, place, share)
+
+
+def _prime(least: int) -> int:
+    """The next prime."""
+    return next(b for b in range(least, 2 * least + 2) if all(b % k for k in range(2, int(b**0.5) + 1)))
 
 
 # ------------------------------------------------------------------ parameters that enter several entries

@@ -25,6 +25,7 @@ from optlayer.declare import terms
 from optlayer.declare.atoms_parametric import PARAMETRIC
 from optlayer.declare.operation import Operation
 from optlayer.declare.recovery import iota, located, ones, random
+from optlayer.declare.sparse_products import is_large
 from optlayer.declare.translate import RULES, constant_tensor
 from optlayer.forms import Function
 
@@ -95,7 +96,7 @@ class _Reading:
 
     def _read(self, e: Any) -> _Value | None:
         if not e.variables() and not e.parameters():
-            return _free(constant_tensor(e))
+            return None if is_large(e) else _free(constant_tensor(e))
         name = type(e).__name__
         rule = (RULES | PARAMETRIC).get(name)
         if rule is None:

@@ -5,8 +5,8 @@ an order in which operands come first, shared subexpressions once. A call fills 
 are no branches on data and no writes into tensors, so torch.func may batch a call and
 differentiate it in any nesting.
 
-Constants become dense float64 tensors, sparse ones included: whoever needs their sparsity reads it
-off the expression.
+Constants become dense float64 tensors, sparse ones included unless they are large factors of a matrix
+product: those stay the entries they have (`sparse_products`).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +25,7 @@ from optlayer.declare.atoms_parametric import PARAMETRIC
 from optlayer.declare.atoms_smooth import SMOOTH
 from optlayer.declare.operation import Atom, Function, Operation, curved
 from optlayer.declare.refusals import complex_valued, refused, refused_apex, undeclared
+from optlayer.declare.sparse_products import large_factor
 from optlayer.declare.terms import CONSTANT, PARAMETER, VARIABLE, Terms
 
 _Leaf = cp.Variable | cp.Parameter
@@ -157,6 +158,10 @@ class _Tape:
         return self._leaves[leaf.id]
 
     def _atom(self, atom: Atom) -> int:
+        sparse_factor = large_factor(atom)
+        if sparse_factor is not None:
+            (slot,) = (self.slot(operand) for operand in sparse_factor.operands)
+            return self.add(sparse_factor, [slot], sparse_factor.terms(self.terms[slot]))
         operation = self._operation(atom)
         operands = [*atom.args, *operation.hidden]
         slots = [self.slot(operand) for operand in operands]

@@ -24,7 +24,7 @@ class InteriorQP:
 
     def __init__(self, options: dict[str, Any]) -> None:
         if options:
-            raise DeclarationError(f"solver 'INTERIOR' has no options, got {', '.join(options)}")
+            raise DeclarationError(f"INTERIOR has no option {', '.join(map(repr, options))}")
 
     def check_suits(self, K: Product) -> None:
         """Whether it takes these cones.

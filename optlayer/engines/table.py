@@ -4,7 +4,8 @@
     inequalities only, H diagonal and few rows     interior        Clarabel, in units of the data, SCS
     inequalities only, small                       interior        the same
     inequalities only, up to a few thousand        PIQP            the same
-    inequalities only, larger and sparse           SCS             the same
+    inequalities only, larger and sparse           OSQP, or SCS    Clarabel, or SCS again   (`large`)
+    inequalities only, larger and dense            SCS             the same
     other cones                                    Clarabel        in units of the data, SCS
     not quadratic                                  Clarabel by cvxpy, SCS by cvxpy
 
@@ -16,6 +17,7 @@ from typing import Any
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.cvxpy import Cvxpy
 from optlayer.engines.interior import Interior
+from optlayer.engines.large import large_engines
 from optlayer.engines.matrices import CvxpyMatrices
 from optlayer.engines.moreau import Moreau
 from optlayer.engines.native import InteriorQP
@@ -53,16 +55,17 @@ def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> t
         return (_named(form, solver.upper(), options),)
     if not isinstance(form, Programme):
         return _by_cvxpy(form, "CLARABEL", options), _by_cvxpy(form, "SCS", {})
-    first = () if options or not form.dual.is_orthant else (_first(form),)
-    return *first, Clarabel(options), Clarabel(options, rescale=True), SCS({})
+    always = Clarabel(options), Clarabel(options, rescale=True), SCS({})
+    return always if options or not form.dual.is_orthant else _for_orthant(form, always)
 
 
-def _first(form: Programme) -> Engine:
+def _for_orthant(form: Programme, always: tuple[Engine, ...]) -> tuple[Engine, ...]:
     """For a programme with inequalities only."""
     unknowns = form.n + form.m + form.p
     if unknowns <= SMALL or (_is_separable(form) and _general_rows(form) <= SMALL):
-        return InteriorQP({})
-    return PIQP({}) if unknowns <= MEDIUM else SCS({})
+        return InteriorQP({}), *always
+    first = PIQP({}) if unknowns <= MEDIUM else SCS({})
+    return large_engines(form) or (first, *always)
 
 
 def _is_separable(form: Programme) -> bool:

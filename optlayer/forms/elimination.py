@@ -18,7 +18,8 @@ from torch import Tensor
 from optlayer.cones import Spectrum
 from optlayer.forms import Local
 from optlayer.matrix import Bounds, Dense, Matrix, Sparse, plus_diagonal, stacked
-from optlayer.saddle import ROUGH, Base, Factor
+from optlayer.saddle import ROUGH, Base
+from optlayer.sparse_saddle import factor
 
 
 class Eliminated(NamedTuple):
@@ -53,7 +54,7 @@ class Elimination:
         self._others, p = S.shape[1], at.A.shape[0]
         ones, zeros = (S.new_full((len(S), p), value) for value in (1.0, 0.0))
         self._s = torch.cat([S, ones], 1) if self._others else None
-        self._factor = Factor(self._base, self._s, torch.cat([D, zeros], 1), self._fixed)
+        self._factor = factor(self._base, self._s, torch.cat([D, zeros], 1), self._fixed)
 
     def _fix(self, bounds: Bounds, d: Float64[Tensor, "B m"]) -> None:
         """Which coordinates active bounds hold; two on one coordinate leave K singular."""
@@ -130,10 +131,10 @@ def proximal(
         r1 = r1.index_add(1, bounds.columns, weight * r2[:, bounds.rows])
     s = torch.cat([S[:, others], torch.ones_like(r3)], 1)
     E = stacked(_general_rows(at, bounds), at.A)
-    factor = Factor(
+    solver = factor(
         Base.of(plus_diagonal(at.hessian, extra), E), s, torch.cat([D[:, others], dual.expand_as(r3)], 1)
     )
-    x, y, _ = factor.solve(r1, torch.cat([r2[:, others], r3], 1), ROUGH)
+    x, y, _ = solver.solve(r1, torch.cat([r2[:, others], r3], 1), ROUGH)
     mu = torch.zeros_like(r2)
     mu[:, others] = y[:, : len(others)]
     if bounds is not None:

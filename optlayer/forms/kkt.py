@@ -34,11 +34,14 @@ from torch import Tensor
 from optlayer.cones import Product, Spectrum
 from optlayer.forms import Domain, Local, Point, Reference
 from optlayer.forms.elimination import Elimination, base_of, proximal
-from optlayer.linsolve import matvec, push, solve
+from optlayer.least_norm import least_norm
+from optlayer.linsolve import Solved, push, solve
 from optlayer.matrix import Dense
 from optlayer.saddle import ROUGH, Base
 
 PROBES = 8
+LARGEST = 4000  # rows of a K that is decomposed into eigenvectors
+BYTES = 2**27  # of K, in one chunk of samples
 SMALL = 400  # unknowns up to which a Newton step is looked for in a dense singular K
 CONSISTENT = 1e-6  # relative residual up to which such a step solves its system
 
@@ -272,9 +275,25 @@ class Reduction:
         free = torch.zeros_like(self.at.gradient, dtype=torch.bool)
         lost = _indices(~self._elimination.regular)
         if len(lost):
-            K = self[lost].dense()
-            _, singular[lost], free[lost] = solve(K, torch.zeros_like(K[:, 0]), self._n)
+            nothing = self.tau.new_zeros(len(lost), sum(self._sizes))
+            _, singular[lost], free[lost] = self._least_norm(lost, nothing)
         return singular, free
+
+    def _least_norm(self, rows: Tensor, b: Float64[Tensor, "r N"]) -> Solved:
+        """K⁺b of some samples, as many at a time as fit; from products alone where not even one does."""
+        N = b.shape[1]
+        if N > LARGEST:
+            return least_norm(self[rows].product, b, self._n)
+        chunks = (index.split(max(1, BYTES // (8 * N * N))) for index in (rows, torch.arange(len(rows))))
+        found = [solve(self[some].dense(), b[own], self._n) for some, own in zip(*chunks, strict=True)]
+        return Solved(*map(torch.cat, zip(*found, strict=True)))
+
+    def product(self, y: Float64[Tensor, "B N"]) -> Float64[Tensor, "B N"]:
+        """K y."""
+        (x, mu, nu), at, S = y.split(self._sizes, 1), self.at, self._S
+        primal = at.hessian @ x + at.G.mT(self.spectrum.out(S * mu)) + at.A.mT(nu)
+        dual = S * self.spectrum.into(at.G @ x) + (self.spectrum.d - 1.0) * self.tau * mu
+        return torch.cat([primal, dual, at.A @ x], 1)
 
     def dense(self) -> Float64[Tensor, "B N N"]:
         """K itself; the rows with d = 0 are those of -τI."""
@@ -325,10 +344,10 @@ class Reduction:
         return _put(lost, self._least_squares(lost, (r1, r2, r3))[0], x, mu, nu) if len(lost) else (x, mu, nu)
 
     def _least_squares(self, rows: Tensor, rhs: tuple[Tensor, ...]) -> tuple[Tensor, Bool[Tensor, " r"]]:
-        """K⁺ rhs of some samples by their dense K, and whether that solves it."""
-        K, b = self[rows].dense(), torch.cat([part[rows] for part in rhs], 1)
-        y = solve(K, b, self._n).x
-        return y, (matvec(K, y) - b).abs().amax(1) <= CONSISTENT * b.abs().amax(1)
+        """K⁺ rhs of some samples, and whether that solves it."""
+        b = torch.cat([part[rows] for part in rhs], 1)
+        y = self._least_norm(rows, b).x
+        return y, (self[rows].product(y) - b).abs().amax(1) <= CONSISTENT * b.abs().amax(1)
 
 
 def _indices(rows: Bool[Tensor, " B"]) -> Tensor:

@@ -1,0 +1,371 @@
+"""Large sparse programmes: the same answers as the dense path, and no dense matrix on the way."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from optlayer import OptLayer, Solution, fill, sparse_saddle
+from optlayer.declare.recovery import Affine, entries
+from optlayer.engines.large import large_engines
+from optlayer.errors import InfeasibleError
+from optlayer.least_norm import least_norm
+from optlayer.linsolve import matvec, solve
+from optlayer.matrix import Pattern, Sparse, diagonal
+from optlayer.saddle import Base, Factor
+from optlayer.sparse_saddle import Shifted, is_sparse
+
+KINDS = ("banded", "grid", "random")
+ROW = 13  # entries in each
+
+
+# ------------------------------------------------------------------------------------------ problems
+
+
+def rows(kind: str, n: int, m: int, seed: int = 0) -> sparse.csr_matrix:
+    """m rows in n coordinates: a band, the squared Laplacian of a grid, or anywhere."""
+    rng = np.random.default_rng(seed)
+    if kind == "grid":
+        return _grid(n, m, rng)
+    first = np.linspace(0, n - ROW, m).astype(int)[:, None]
+    columns = first + np.arange(ROW) if kind == "banded" else rng.integers(0, n, (m, ROW))
+    place = np.repeat(np.arange(m), ROW), columns.ravel()
+    return sparse.csr_matrix((rng.standard_normal(m * ROW), place), shape=(m, n))
+
+
+def _grid(n: int, m: int, rng: np.random.Generator) -> sparse.csr_matrix:
+    side = round(n**0.5)
+    assert side * side == n
+    second = sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(side, side))
+    laplacian = sparse.kronsum(second, second).tocsr()
+    chosen = (laplacian @ laplacian).tocsr()[np.sort(rng.choice(n, m, replace=False))] / 20
+    chosen.data *= 1 + 0.1 * rng.standard_normal(chosen.nnz)
+    return chosen
+
+
+def quadratic_programme(G: sparse.csr_matrix, seed: int = 0) -> tuple[OptLayer, Tensor, Tensor]:
+    """min ½|z|² + qᵀz  s.t.  Gz <= h, and values of q and h of which about half the rows are active."""
+    (m, n), rng = G.shape, np.random.default_rng(seed)
+    layer = OptLayer(
+        [cp.Variable(n)],
+        [cp.Parameter(n), cp.Parameter(m)],
+        lambda z, q, h: cp.sum_squares(z) / 2 + q @ z,
+        [lambda z, q, h: G @ z - h],
+    )
+    q, h = 2 * rng.standard_normal(n), G @ rng.standard_normal(n) + rng.random(m)
+    return layer, torch.from_numpy(q), torch.from_numpy(h)
+
+
+def worst(solution: Solution) -> float:
+    r = solution.residuals
+    return max(float(part.max()) for part in (r.stationarity, r.primal, r.dual, r.complementarity))
+
+
+def assert_gradient(layer: OptLayer, *theta: Tensor, step: float = 1e-6) -> None:
+    """Along a random direction, against central differences."""
+    theta = tuple(t.detach().requires_grad_() for t in theta)
+    generator = torch.Generator().manual_seed(1)
+    move = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in theta]
+    z = layer(*theta)
+    w = torch.cos(torch.arange(z.numel(), dtype=z.dtype)).reshape(z.shape)
+    slope = sum((g * d).sum() for g, d in zip(torch.autograd.grad((z * w).sum(), theta), move))
+    with torch.no_grad():
+        up, down = (layer(*(t + k * d for t, d in zip(theta, move))) for k in (step, -step))
+    assert float(slope) == pytest.approx(float(((up - down) * w).sum() / (2 * step)), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------- whole layers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_solved_certified_and_differentiated(kind: str) -> None:
+    layer, q, h = quadratic_programme(rows(kind, 64**2, 3000))
+    solution = layer.solve(q, h)
+    assert worst(solution) < 1e-12
+    assert (solution.inequality_duals[0] > 0).sum() > 1000
+    assert_gradient(layer, q, h)
+
+
+def test_the_gradient_is_that_of_the_dense_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, q, h = quadratic_programme(rows("banded", 1500, 1100))
+    q, h = q.requires_grad_(), h.requires_grad_()
+
+    def gradients() -> tuple[Tensor, ...]:
+        solution = layer.solve(q, h)
+        total = solution.primal[0].cos().sum() + solution.inequality_duals[0].square().sum()
+        return torch.autograd.grad(total, (q, h))
+
+    sparsely = gradients()
+    met: list[Base] = []
+    monkeypatch.setattr(sparse_saddle, "is_sparse", lambda base: bool(met.append(base)))
+    for mine, theirs in zip(sparsely, gradients()):
+        assert (mine - theirs).abs().max() <= 1e-10 * theirs.abs().max()
+    assert met
+    assert all(is_sparse(base) for base in met)
+
+
+def problems(n: int) -> dict[str, tuple[cp.Problem, list[Any], list[np.ndarray], cp.Variable]]:
+    """Other ways to be large and sparse."""
+    rng = np.random.default_rng(1)
+    z, q, w = cp.Variable(n), cp.Parameter(n), cp.Parameter(n, nonneg=True)
+    G, A = rows("banded", n, 3 * n // 4), rows("banded", n, n // 30, seed=3)
+    h, b = cp.Parameter(G.shape[0]), cp.Parameter(A.shape[0])
+    D = sparse.diags_array([np.ones(n - 1), -np.ones(n - 1)], offsets=[0, 1], shape=(n - 1, n)).tocsr()
+    P = (D.T @ D + 0.1 * sparse.eye_array(n)).tocsc()
+    slack, half = G @ rng.standard_normal(n) + rng.random(G.shape[0]), cp.sum_squares(z) / 2
+    cost, zero = 2 * rng.standard_normal(n), np.zeros(A.shape[0])
+    box = [A @ z == b, z >= -1, z <= 1]
+    return {
+        "bounds": (cp.Problem(cp.Minimize(half + q @ z), box), [q, b], [cost, zero], z),
+        "curved": (
+            cp.Problem(cp.Minimize(cp.quad_form(z, cp.psd_wrap(P)) / 2 + q @ z), [G @ z <= h]),
+            [q, h],
+            [cost, slack],
+            z,
+        ),
+        "smoothing": (
+            cp.Problem(cp.Minimize(cp.sum_squares(z - q) / 2 + cp.sum_squares(D @ z)), [G @ z <= h]),
+            [q, h],
+            [cost, slack],
+            z,
+        ),
+        "weighted": (
+            cp.Problem(cp.Minimize(w @ cp.square(z) / 2 + q @ z), [G @ z <= h]),
+            [w, q, h],
+            [1 + rng.random(n), cost, slack],
+            z,
+        ),
+        "one full row": (
+            cp.Problem(cp.Minimize(half + q @ z), [G @ z <= h, cp.sum(z) == 1]),
+            [q, h],
+            [cost, slack],
+            z,
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["bounds", "curved", "smoothing", "weighted", "one full row"])
+def test_other_ways_to_be_large(name: str) -> None:
+    problem, parameters, values, z = problems(3000)[name]
+    layer = OptLayer.from_problem(problem, parameters, [z])
+    theta = [torch.from_numpy(value) for value in values]
+    assert worst(layer.solve(*theta)) < 1e-11
+    assert_gradient(layer, *theta)
+
+
+def test_a_sample_does_not_feel_its_neighbours() -> None:
+    layer, q, h = quadratic_programme(rows("banded", 1500, 1100))
+    generator = torch.Generator().manual_seed(0)
+    batch = q + torch.randn(3, len(q), generator=generator, dtype=q.dtype)
+    other = batch.clone()
+    other[1] *= 3
+
+    def rows_of(values: Tensor) -> tuple[Tensor, Tensor]:
+        values = values.clone().requires_grad_()
+        z = layer(values, h)
+        return z.detach(), torch.autograd.grad(z.square().sum(), values)[0]
+
+    for mine, theirs in zip(rows_of(batch), rows_of(other)):
+        assert torch.equal(mine[[0, 2]], theirs[[0, 2]])
+        assert not torch.equal(mine[1], theirs[1])
+
+
+def test_a_large_programme_without_a_feasible_point_is_said_to_have_none() -> None:
+    first = sparse.eye_array(1, 1500)
+    G = sparse.vstack([rows("banded", 1500, 1000), first, -first])
+    layer, q, h = quadratic_programme(G.tocsr())
+    h[-2:] = -1.0  # z₀ <= -1 and -z₀ <= -1
+    with pytest.raises(InfeasibleError):
+        layer(q, h)
+
+
+def test_rows_said_twice_leave_the_gradient() -> None:
+    """K is singular, too large for its eigenvectors: multipliers are not unique, z and its gradient are."""
+    G = rows("banded", 2400, 1600)
+    once, q, h = quadratic_programme(G)
+    twice = quadratic_programme(sparse.vstack([G, G[:400]]).tocsr())[0]
+    q = q.requires_grad_()
+    both = torch.cat([h, h[:400]])
+    solution = twice.solve(q, both)
+    assert solution.flags.degenerate
+    (mine,), (theirs,) = (torch.autograd.grad(z.cos().sum(), q) for z in (solution.primal[0], once(q, h)))
+    assert (mine - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+
+
+# -------------------------------------------------------------------------------------------- memory
+
+MEASURED = """
+import resource, sys
+sys.path[:0] = {path!r}
+import torch
+from tests.test_large_sparse import quadratic_programme, rows, worst
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+layer, q, h = quadratic_programme(rows({kind!r}, {n}, {m}))
+q, h = q.requires_grad_(), h.requires_grad_()
+solution = layer.solve(q, h)
+solution.primal[0].cos().sum().backward()
+assert worst(solution) < 1e-10 and q.grad.isfinite().all() and h.grad.isfinite().all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def grown(kind: str, n: int, m: int) -> float:
+    """MB by which construction, solve and backward raise the peak of a process of their own."""
+    root = str(Path(__file__).parent.parent)
+    script = MEASURED.format(path=[root], kind=kind, n=n, m=m)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) / 1024
+
+
+def test_memory_stays_far_below_a_dense_matrix() -> None:
+    n, m = 16_000, 12_000
+    assert grown("banded", n, m) < 0.25 * (8 * n * m / 2**20)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(("kind", "n"), [("banded", 100_000), ("grid", 316**2), ("random", 100_000)])
+def test_a_hundred_thousand(kind: str, n: int) -> None:
+    """75,000 rows, a million entries: eight gigabytes hold it easily."""
+    assert grown(kind, n, 3 * n // 4) < 2000
+
+
+# ------------------------------------------------------------------------------------------- factors
+
+
+def system(n: int, k: int, curved: bool) -> tuple[Sparse, Sparse]:
+    """H and E of two samples."""
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    place = torch.from_numpy(np.sort(rng.choice(k * n, 5 * k, replace=False)))
+    E = Sparse(
+        torch.randn(2, 5 * k, generator=generator, dtype=torch.float64), Pattern.of_places((k, n), place)
+    )
+    own = 1 + torch.rand(2, n, generator=generator, dtype=torch.float64)
+    if not curved:
+        return diagonal(own), E
+    i = torch.arange(n)
+    places = torch.cat([i * (n + 1), i[:-1] * (n + 1) + 1, i[1:] * (n + 1) - 1]).sort()
+    beside = torch.full((2, n - 1), 0.3, dtype=torch.float64)
+    values = torch.cat([own, beside, beside], 1)[:, places.indices]
+    return Sparse(values, Pattern.of_places((n, n), places.values)), E
+
+
+WAYS = {"factored": (np.inf, np.inf), "whole": (np.inf, 0.0), "iterated": (0.0, np.inf)}  # WORK, SCHUR
+
+
+@pytest.mark.parametrize("curved", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_is_the_dense_one(way: str, curved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_saddle, "WORK", WAYS[way][0])
+    monkeypatch.setattr(sparse_saddle, "SCHUR", WAYS[way][1])
+    n, k = 60, 25
+    generator = torch.Generator().manual_seed(2)
+    s = (torch.rand(2, k, generator=generator) > 0.4).double()
+    fixed = torch.rand(2, n, generator=generator) > 0.8
+    D = 1.0 - s
+    a, c = (torch.randn(2, size, generator=generator, dtype=torch.float64) for size in (n, k))
+    base = Base.of(*system(n, k, curved))
+    mine, theirs = (Factor(base, s, D, fixed, shifted).solve(a, c, 1e-15) for shifted in (Shifted, None))
+    assert mine.sound.all()
+    for found, expected in zip(mine[:2], theirs[:2]):
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_singular_matrix_is_seen() -> None:
+    H, E = system(60, 25, curved=False)
+    E = Sparse(E.values.index_fill(1, (E.pattern.rows == 3).nonzero().squeeze(1), 0.0), E.pattern)
+    nothing = torch.zeros(2, 25, dtype=torch.float64)
+    assert not Factor(Base.of(H, E), None, nothing, None, Shifted).regular.any()
+
+
+def test_what_is_no_number_harms_no_other_sample() -> None:
+    H, E = system(60, 25, curved=False)
+    broken = Sparse(E.values.index_fill(0, torch.tensor([1]), torch.nan), E.pattern)
+    a, c = torch.ones(2, 60, dtype=torch.float64), torch.ones(2, 25, dtype=torch.float64)
+    nothing = torch.zeros_like(c)
+    whole, half = (
+        Factor(Base.of(H, M), None, nothing, None, Shifted).solve(a, c, 1e-15) for M in (E, broken)
+    )
+    assert torch.equal(whole.x[0], half.x[0])
+    assert half.sound.tolist() == [True, False]
+
+
+def test_the_least_norm_by_products_is_that_of_the_eigenvectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    R = torch.randn(2, 30, 20, generator=generator, dtype=torch.float64)
+    K = R @ torch.diag(torch.linspace(-2, 3, 20, dtype=torch.float64)) @ R.mT
+    K[:, :3], K[:, :, :3] = 0.0, 0.0
+    b = torch.randn(2, 30, generator=generator, dtype=torch.float64)
+    expected, found = solve(K, b, 20), least_norm(lambda y: matvec(K, y), b, 20)
+    assert torch.allclose(found.x, expected.x, rtol=1e-6, atol=1e-8 * float(expected.x.abs().max()))
+    assert found.singular.all()
+    assert torch.equal(found.free, expected.free)
+
+
+# ----------------------------------------------------------------------------------- patterns, choices
+
+
+def envelope(G: sparse.csr_matrix) -> float:
+    (m, n), G = G.shape, G.tocoo()
+    own = torch.arange(n)
+    E = Pattern((m, n), *(torch.from_numpy(part.astype(np.int64)) for part in (G.row, G.col)))
+    return fill.envelope(fill.graph(Pattern((n, n), own, own), E))
+
+
+def test_the_envelope_tells_bands_from_grids_from_random_patterns() -> None:
+    n, m = 64**2, 3000
+    band, grid, random = (envelope(rows(kind, n, m)) for kind in KINDS)
+    assert band < 25 * (n + m)
+    assert 4 * band < grid < random / 4
+
+
+def test_a_shuffled_band_is_a_band() -> None:
+    G, rng = rows("banded", 1000, 700), np.random.default_rng(0)
+    shuffled = G[rng.permutation(700)][:, rng.permutation(1000)].tocsr()
+    assert envelope(shuffled) < 2 * envelope(G)
+
+
+def test_one_full_row_says_nothing_of_the_others() -> None:
+    G = rows("banded", 1000, 700)
+    assert envelope(sparse.vstack([G, np.ones((1, 1000))]).tocsr()) < envelope(G) + 2 * 1701
+
+
+def test_engines_by_pattern() -> None:
+    names = {
+        kind: large_engines(quadratic_programme(rows(kind, 100**2, 7500))[0]._plan.form) for kind in KINDS
+    }
+    assert [names[kind][0].name for kind in KINDS] == ["OSQP", "OSQP", "SCS"]
+
+
+# ------------------------------------------------------------------------------------------ recovery
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "integers", "with full rows"])
+def test_sparse_matrices_are_read_off_few_products(kind: str) -> None:
+    G = rows("random" if kind in ("integers", "with full rows") else kind, 50**2, 2000)
+    if kind == "integers":
+        G.data = np.sign(G.data)  # where sums of several entries look like one
+    if kind == "with full rows":
+        G = sparse.vstack([G, np.random.default_rng(0).standard_normal((5, 50**2))]).tocsr()
+    G.sum_duplicates()
+    G.eliminate_zeros()
+    C = G.tocoo()
+    values, i, j = (
+        torch.from_numpy(C.data),
+        *(torch.from_numpy(part.astype(np.int64)) for part in (C.row, C.col)),
+    )
+
+    def product(lam: Tensor) -> Tensor:
+        return torch.zeros(G.shape[1], dtype=torch.float64).index_add(0, j, values * lam.index_select(0, i))
+
+    found = entries(Affine(G.shape, *G.shape, product))
+    order = (i * G.shape[1] + j).argsort()
+    assert torch.equal(found.places, (i * G.shape[1] + j)[order])
+    assert (found.values - values[order]).abs().max() <= 1e-13 * values.abs().max()
