@@ -31,7 +31,7 @@ from optlayer.solution import Residuals
 FLOOR = 1e-7  # of a row's reach: rounding in a row of zeros
 ROOM = 10.0  # how much rounding auxiliary variables may gather
 PASSES = 3  # constraints that a scale is handed on through
-LARGEST = 1e8  # multiples of the terms of f that multipliers may bring to a row
+LARGEST = 1e4  # multiples of the terms of f that multipliers may bring to a row
 ROUNDING = 5e-17  # of the largest multipliers: rounding in the others
 
 

@@ -48,6 +48,7 @@ class Polished(NamedTuple):
     at: Local
     scale: Scales
     reduced: Reduction  # K at u, which the backward pass needs once more
+    merit: Float64[Tensor, " B"]  # worst relative row of the normal map, as far as Newton's method came
 
     @property
     def tau(self) -> Float64[Tensor, "B m"]:
@@ -81,7 +82,7 @@ def polish(problem: Instance, start: Point, patience: int = PATIENCE) -> Polishe
         best = _where(better, now, best)
     if at.auxiliary:
         best = _once_more(search, best)
-    return settle(problem, search.point(best))
+    return settle(problem, search.point(best))._replace(merit=best.merit)
 
 
 def _once_more(search: "_Search", best: _Iterate) -> _Iterate:
@@ -233,7 +234,8 @@ def settle(problem: Instance, point: Point) -> Polished:
     v, kink = at.dual.snap(_settled(at, point, tau), _negligible(at, point, scale))
     point = point._replace(lam=at.dual.project(v) / tau)
     u = torch.cat([point.x, v, point.nu], 1)
-    return Polished(point, u, kink.any(1), at, scale, problem.reduced(at, v, tau))
+    unknown = torch.zeros_like(point.x[:, 0])
+    return Polished(point, u, kink.any(1), at, scale, problem.reduced(at, v, tau), unknown)
 
 
 def _settled(at: Local, point: Point, tau: Tensor) -> Float64[Tensor, "B m"]:

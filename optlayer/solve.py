@@ -33,9 +33,13 @@ from optlayer.solution import Status
 
 STRIDE = 1e3  # growth of x from an engine's answer to the polished one that is no polish any more
 RESTLESS = 1e-6  # a relative Newton step that says "not a minimum"
-ROUNDED = 1e-10  # residual that Newton leaves where K is regular, and more
+ROUNDED = 1e-11  # residual that Newton leaves where K is regular, and more
+UNSETTLED = (
+    1e-9  # merit at which Newton's method has not arrived, whatever the certificate's wider scales say
+)
 STATED = 1e-6  # largest relative disagreement with the user's own objective and constraints
 ROUNDING = 1e-13  # of the data's largest length: differences that are none
+BEYOND = 1e100  # no number of anybody's problem
 FAR = 1e5  # lengths of the data that an argmin may measure without being suspect
 
 
@@ -159,22 +163,28 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     lam, nu = y.split([form.m, form.p], 1)
     polished = polish(problem, Point(x, form.dual.project(lam), nu), LONG if answer.far else PATIENCE)
     residuals = _certificate(problem, polished, tolerance)
-    residuals[_ran_away(problem, x, polished.point.x) | _restless(problem, polished, residuals)] = torch.inf
+    residuals[_ran_away(problem, x, polished.point) | _restless(problem, polished, residuals)] = torch.inf
     named = index.tolist()
     claims, words = (dict(zip(named, said, strict=True)) for said in (answer.claims, answer.words))
     rays = _rays(form, answer, named)
     return _Attempt(polished, residuals, iterations, claims, words, rays)
 
 
-def _ran_away(problem: Instance, start: Tensor, x: Tensor) -> Bool[Tensor, " B"]:
+def _ran_away(problem: Instance, start: Tensor, found: Point) -> Bool[Tensor, " B"]:
     """Whether Newton left for infinity, where an infimum that is not attained passes every relative test.
 
-    Only of cone programmes: anything else has a scale of its own in every row.
+    So does a problem without feasible points, once x or the multipliers are large enough. Of cone
+    programmes less is believed: anything else has a scale of its own in every row.
     """
+    lost = torch.stack([_size(part) for part in found]).amax(0) > BEYOND
     if not isinstance(problem.form, ConicForm):
-        return torch.zeros(len(x), dtype=torch.bool)
-    size, far = x.abs().amax(1), FAR * certify.extent(problem.origin, torch.zeros_like(x)).squeeze(1)
-    return (size > STRIDE * start.abs().amax(1)) & (size > far)
+        return lost
+    size, far = _size(found.x), FAR * certify.extent(problem.origin, torch.zeros_like(found.x)).squeeze(1)
+    return lost | ((size > STRIDE * _size(start)) & (size > far))
+
+
+def _size(part: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:
+    return part.abs().amax(1) if part.shape[1] else part.sum(1)
 
 
 def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Tensor, " B"]:
@@ -190,7 +200,7 @@ def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Ten
     floor = ROUNDING * certify.extent(found.at, x).squeeze(1)
     gap = form.stated.gap(x, form.value(x, *problem.theta), floor, *problem.theta)
     moves = restlessness(problem, found) > RESTLESS
-    short = residuals.amax(1) > ROUNDED
+    short = (residuals.amax(1) > ROUNDED) | (found.merit > UNSETTLED)
     if short.any():  # where K is singular, a step that stays says nothing of a residual that is left
         moves |= short & found.reduced.singular[0]
     return residuals.isfinite().all(1) & (moves | (gap > STATED))

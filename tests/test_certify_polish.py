@@ -11,6 +11,7 @@ from optlayer.declare.routes import compile_declaration
 from optlayer.forms import Point
 from optlayer.forms.kkt import Instance
 from optlayer.polish import polish
+from optlayer.solve import _ran_away
 
 DOUBLE = torch.float64
 
@@ -174,3 +175,25 @@ def test_the_rows_of_a_cone_share_one_scale():
     for rows in (scale.inequality, scale.multiplier, scale.slack, scale.tau):
         assert torch.equal(rows, form.dual.over_blocks(rows))
     assert not torch.equal(case.sensitivity(u, scale.tau)[:, form.n : form.n + form.m], scale.inequality)
+
+
+def test_points_beyond_all_numbers_are_not_believed():
+    """x of 1e200 makes any row relative: what Newton's method sends there has left the problem."""
+    problem = simplex_projection(X)
+    assert not _ran_away(problem, Z, Point(Z, LAM, NU)).any()
+    assert _ran_away(problem, Z, Point(1e200 * Z, LAM, NU)).all()
+    assert _ran_away(problem, Z, Point(Z, LAM, 1e200 * NU)).all()
+
+
+def test_large_multipliers_excuse_nothing():
+    """Two that cancel leave ∇f as it is, however large they are."""
+    problem = instance(
+        2,
+        lambda z, x: cp.sum_squares(z - x),
+        equalities=[lambda z, x: z[0] - z[1], lambda z, x: z[1] - z[0]],
+        theta=[torch.tensor([1.0, 2.0], dtype=DOUBLE)],
+        shapes=((2,),),
+    )
+    nothing = torch.zeros(1, 0, dtype=DOUBLE)
+    wrong = torch.full((1, 2), 3.0, dtype=DOUBLE)
+    assert worst(problem, Point(wrong, nothing, torch.full((1, 2), 1e20, dtype=DOUBLE))) > 1e-8

@@ -177,7 +177,13 @@ def test_it_agrees_with_other_solvers(name: str) -> None:
     layer, theta = FAMILIES[name](5)
     d = layer._declaration
     reference = OptLayer(
-        d.variables, d.parameters, d.objective, d.inequalities, d.equalities, nonunique="ignore"
+        d.variables,
+        d.parameters,
+        d.objective,
+        d.inequalities,
+        d.equalities,
+        nonunique="ignore",
+        solver="CLARABEL",
     )
     assert "INTERIOR" in repr(layer)
     assert "INTERIOR" not in repr(reference)

@@ -4,7 +4,15 @@ import cvxpy as cp
 import pytest
 import torch
 
-from optlayer import DeclarationError, InaccurateError, InputError, OptLayer, SolveError, Status
+from optlayer import (
+    DeclarationError,
+    InaccurateError,
+    InfeasibleError,
+    InputError,
+    OptLayer,
+    SolveError,
+    Status,
+)
 from optlayer.engines.clarabel import Clarabel
 
 DOUBLE = torch.float64
@@ -246,3 +254,19 @@ def test_names_and_warm_starts_that_cannot_work_are_refused():
         OptLayer([cp.Variable()], [cp.Parameter(name="warm_start")], lambda z, x: cp.square(z - x))
     with pytest.raises(InputError, match="warm_start is a Tensor"):
         sparsemax().solve(torch.zeros(8), warm_start=torch.zeros(8))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda z, x: cp.sum_squares(z - x),
+        lambda z, x: cp.sum(cp.exp(z)) + cp.sum_squares(z - x),
+        lambda z, x: x @ z - cp.sum(cp.entr(z)),
+    ],
+)
+def test_equalities_that_exclude_each_other_are_never_certified(objective):
+    """Newton's method alone would send x or the multipliers to 1e270, where relative tests pass."""
+    equalities = [lambda z, x: cp.sum(z) - 1, lambda z, x: z[0] + z[1] - 1, lambda z, x: cp.sum(z) - 3]
+    layer = OptLayer([cp.Variable(3)], [cp.Parameter(3)], objective, equalities=equalities)
+    with pytest.raises(InfeasibleError):
+        layer(torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE))

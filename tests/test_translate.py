@@ -700,17 +700,20 @@ def test_every_affine_atom_of_cvxpy_is_translated() -> None:
     assert affine - AFFINE.keys() == {"cumprod"}  # which cvxpy derives from AffAtom, and is not
 
 
+OUR_OWN = {"TorchFunction"}  # what torch alone can evaluate; tests/test_torch_callables.py has its cases
+
+
 def test_tables_name_atoms_that_exist_once() -> None:
     names = [c.__name__ for c in _atoms(Atom)]
     assert len(names) == len(set(names))
-    assert set(RULES) | set(REFUSED) <= set(names)
+    assert (set(RULES) | set(REFUSED)) - OUR_OWN <= set(names)
     assert not AFFINE.keys() & SMOOTH.keys()
     assert not RULES.keys() & REFUSED.keys()
 
 
 def test_every_rule_has_a_case() -> None:
     seen = {type(a).__name__ for case in CASES for a in _nodes(Built(case).expression)}
-    assert set(RULES) - seen == set()
+    assert set(RULES) - seen == OUR_OWN
 
 
 def _nodes(expression: cp.Expression) -> list[cp.Expression]:

@@ -22,6 +22,7 @@ import cvxpy as cp
 import cvxpy.settings as names
 import numpy as np
 import scipy.sparse as sp
+from cvxpy.atoms.atom import Atom as Atom
 from cvxpy.expressions.constants.parameter import is_param_affine as is_param_affine
 from cvxpy.lin_ops.lin_op import CONSTANT_ID
 from cvxpy.reductions.cvx_attr2constr import SYMMETRIC_ATTRIBUTES

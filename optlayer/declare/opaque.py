@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import cvxpy as cp
 import numpy as np
 import torch
-from cvxpy.atoms.atom import Atom
 from jaxtyping import Float64
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev, vmap
 
+from optlayer.declare.cvxpy_internals import Atom
 from optlayer.errors import DeclarationError
 from optlayer.modes import undisturbed
 

@@ -33,9 +33,7 @@ class InteriorQP:
             DeclarationError: where one is not an orthant.
         """
         if not K.is_orthant:
-            raise DeclarationError(
-                "solver 'INTERIOR' does not suit this problem: it has other cones than the orthant"
-            )
+            raise DeclarationError("INTERIOR solves smooth problems; this one takes the cone route")
 
     def solve_local(self, at: Local) -> Answer:
         """y = (λ, ν)."""
