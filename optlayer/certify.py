@@ -26,6 +26,7 @@ from torch import Tensor
 
 from optlayer.cones import Product
 from optlayer.forms import Local, Point
+from optlayer.matrix import largest, or_one
 from optlayer.solution import Residuals
 
 FLOOR = 1e-7  # of a row's reach: rounding in a row of zeros
@@ -41,6 +42,9 @@ class Sizes(NamedTuple):
     stationarity: Float64[Tensor, "B n"]  # |H||x| + |∇f| + |G|ᵀ|λ| + |A|ᵀ|ν|
     inequality: Float64[Tensor, "B m"]  # |G||x| + |g - Gx|
     equality: Float64[Tensor, "B p"]  # |A||x| + |h - Ax|
+    objective: Float64[Tensor, "B n"]  # |H||x| + |∇f|, the share of f in the first
+    g0: Float64[Tensor, "B m"]  # |g - Gx|
+    h0: Float64[Tensor, "B p"]  # |h - Ax|
 
 
 class Scales(NamedTuple):
@@ -74,31 +78,37 @@ class Scales(NamedTuple):
 def sizes(at: Local, point: Point) -> Sizes:
     """The terms of every row, added up without their signs."""
     x = point.x.abs()
+    of_f = at.hessian.abs @ x + at.gradient.abs()
+    g0, h0 = (at.g - at.G @ point.x).abs(), (at.h - at.A @ point.x).abs()
     return Sizes(
-        at.hessian.abs @ x + at.gradient.abs() + at.G.abs.mT(point.lam.abs()) + at.A.abs.mT(point.nu.abs()),
-        at.G.abs @ x + (at.g - at.G @ point.x).abs(),
-        at.A.abs @ x + (at.h - at.A @ point.x).abs(),
+        of_f + at.G.abs.mT(point.lam.abs()) + at.A.abs.mT(point.nu.abs()),
+        at.G.abs @ x + g0,
+        at.A.abs @ x + h0,
+        of_f,
+        g0,
+        h0,
     )
 
 
 def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
     """The scale of every row at a point; `unit` is a length to fall back on where x* = 0."""
-    x, largest, (terms, inequality, equality) = point.x.abs(), at.dual.over_blocks, sizes(at, point)
+    x, over_blocks, size = point.x.abs(), at.dual.over_blocks, sizes(at, point)
+    terms, inequality, equality = size[:3]
     if at.auxiliary:
         longest = extent(at, point.x)
-        lengths = _reached(at, x, largest(inequality), equality, longest)
+        lengths = _reached(at, x, over_blocks(inequality), equality, longest)
         widest = torch.maximum(lengths, ROOM * longest)
         terms = terms + _passed_on(at, point.x, lengths)
     else:
-        lengths = widest = _lengths(at, point.x).clamp_min(unit)
+        lengths = widest = _lengths(at, x, size).clamp_min(unit)
     terms = numbers(torch.minimum(terms, _balanced(at, lengths)))
     return Scales(
         terms + unit * FLOOR * (at.hessian.abs @ torch.ones_like(x)) if unit else terms,
-        largest(inequality + FLOOR * (at.G.abs @ widest)),
+        over_blocks(inequality + FLOOR * (at.G.abs @ widest)),
         equality + FLOOR * (at.A.abs @ widest),
-        -largest(-at.G.least(terms)),  # λ_i counts in the row where it weighs most
-        largest(inequality + at.G.abs @ lengths),
-        largest(ROUNDING * _largest(terms) / at.G.peaks),
+        -over_blocks(-at.G.least(terms)),  # λ_i counts in the row where it weighs most
+        over_blocks(inequality + at.G.abs @ lengths),
+        over_blocks(ROUNDING * largest(terms) / at.G.peaks),
         widest,
     )
 
@@ -108,22 +118,21 @@ def _balanced(at: Local, lengths: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 
 
     Where there is no feasible point, or no multiplier, they grow until any ∇f is lost beside them.
     """
-    of_f = _largest(at.hessian.abs @ lengths + at.gradient.abs())
+    of_f = largest(at.hessian.abs @ lengths + at.gradient.abs())
     return torch.where(of_f > 0, LARGEST * of_f, torch.inf)
 
 
-def _lengths(at: Local, x: Tensor) -> Float64[Tensor, "B n"]:
-    """A length for each coordinate that survives x* = 0: |x_j|, or s_j / H_jj where f curves.
+def _lengths(at: Local, x: Float64[Tensor, "B n"], size: Sizes) -> Float64[Tensor, "B n"]:
+    """A length for each coordinate that survives x* = 0: |x_j|, or s_j / H_jj where f curves; x >= 0.
 
     Where it does not, one for all: the largest of |x|, |g - Gx| / |G|, |h - Ax| / |A|.
     """
-    curvature, across = at.hessian.diagonal(), _largest(x)
-    for M, r in ((at.G, at.g), (at.A, at.h)):
+    curvature, across = at.hessian.diagonal(), largest(x)
+    for M, offset in ((at.G, size.g0), (at.A, size.h0)):
         if M.shape[0]:
-            across = torch.maximum(across, (_largest(r - M @ x) / M.peak).nan_to_num(0.0, 0.0, 0.0))
-    size = at.hessian.abs @ x.abs() + at.gradient.abs()
-    own = torch.where(curvature > 0, size / curvature, across)
-    return torch.maximum(x.abs(), own.nan_to_num(0.0, 0.0, 0.0))
+            across = torch.maximum(across, (largest(offset) / M.peak).nan_to_num(0.0, 0.0, 0.0))
+    own = torch.where(curvature > 0, size.objective / curvature, across)
+    return torch.maximum(x, own.nan_to_num(0.0, 0.0, 0.0))
 
 
 def _reached(
@@ -147,8 +156,7 @@ def extent(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 1"]:
         (at.g - at.G @ x).abs() / at.G.smallest,
         (at.gradient - at.hessian @ x).abs() / at.hessian.diagonal(),
     ]
-    largest = torch.cat(ratios, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
-    return torch.where(largest > 0, largest, 1.0)
+    return or_one(torch.cat(ratios, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True))
 
 
 def _passed_on(at: Local, x: Tensor, lengths: Tensor) -> Float64[Tensor, "B n"]:
@@ -165,7 +173,7 @@ def _passed_on(at: Local, x: Tensor, lengths: Tensor) -> Float64[Tensor, "B n"]:
         equality, inequality = _finite(at.A.least(some)), at.dual.over_blocks(_finite(at.G.least(some)))
         handed = torch.maximum(at.A.column_largest(equality), at.G.column_largest(inequality))
         size = torch.maximum(size, handed)
-    return torch.maximum(size, FLOOR * _largest(size))
+    return torch.maximum(size, FLOOR * largest(size))
 
 
 def _or_none(sizes: Tensor) -> Tensor:
@@ -206,11 +214,4 @@ def numbers(scale: Tensor) -> Tensor:
 
 
 def _worst(rows: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:
-    return _largest(rows).squeeze(1)
-
-
-def _largest(a: Tensor, keepdim: bool = True) -> Tensor:
-    """max |a| over the last dimension, 0 where it is empty."""
-    if a.shape[-1] == 0:
-        return a.new_zeros(a.shape[:-1] + ((1,) if keepdim else ()))
-    return a.abs().amax(-1, keepdim=keepdim)
+    return largest(rows).squeeze(1)

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from optlayer import certify, farkas, polish
 from optlayer.convexity import least_curvature
-from optlayer.engines import phase_one
 from optlayer.engines.ask import cone_program, turned
 from optlayer.engines.clarabel import Clarabel
 from optlayer.forms import Point
@@ -106,10 +105,8 @@ def _feasibility(sample: Instance) -> tuple[bool, Point | None]:
 
 
 def _infeasible(plan: Plan, sample: Instance, words: str, least: float) -> Failure | None:
-    if plan.proof is None:
-        elastic = phase_one.contradiction(sample)
-    else:
-        elastic = plan.proof.least_violation(tuple(t[0].numpy() for t in sample.theta))
+    assert plan.proof is not None
+    elastic = plan.proof.least_violation(sample)
     if elastic is None or not elastic.violations:
         return None
     relative = _violation(sample, elastic.x)
@@ -125,10 +122,8 @@ def _unbounded(plan: Plan, sample: Instance, words: str) -> Failure | None:
 
     One that abates, that of -log z, may still have no end: reported as inaccurate, not as proven.
     """
-    if plan.proof is None:
-        found = phase_one.boxed_minimizers(sample)
-    else:
-        found = plan.proof.boxed_minimizers(tuple(t[0].numpy() for t in sample.theta))
+    assert plan.proof is not None
+    found = plan.proof.boxed_minimizers(sample)
     if len(found) < 3 or any(_violation(sample, x) > FEASIBLE for x in found):
         return None
     near, far, farthest = (np.abs(x).max() for x in found)
@@ -171,7 +166,7 @@ def unexplained(
     if plan.form.unproven:
         words += _not_convex(sample, point)
         words += "; infeasibility is not proven" if claim == Status.INFEASIBLE else ""
-    if point.x.isfinite().all() and not polish.in_domain(sample, point.x).all():
+    if point.x.isfinite().all() and not sample.borders.smooth(point.x).all():
         why = (
             f"{words}; there the argument of a logarithm, root or reciprocal is not positive, or a norm is 0"
         )

@@ -17,10 +17,12 @@ from optlayer.declare.declared import Declared
 from optlayer.declare.opaque import Learned, read
 from optlayer.declare.problem import ProblemDeclaration
 from optlayer.declare.routes import Method, compile_declaration
-from optlayer.engines.proof import Proof
+from optlayer.engines.phase_one import PhaseOne
+from optlayer.engines.proof import Proof, ProofByCvxpy
 from optlayer.engines.table import engines_for
 from optlayer.errors import DeclarationError, InputError
 from optlayer.forms import Point
+from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import KKTForm, Root
 from optlayer.implicit import attach
 from optlayer.modes import undisturbed
@@ -186,7 +188,7 @@ class OptLayer(torch.nn.Module):
             lift=self._compiled.lift,
             cold=self._solver is None and form.m == 0,
             engines=engines_for(form, self._solver, self._solver_options),
-            proof=None if form.reference is None else Proof(form.reference),
+            proof=_proof(form),
             admissible=tuple(admissible(p) for p in (*self.inputs, *self._leaves_of_weights)),
             tolerance=self._tolerance,
             raises=self._on_failure == "raise",
@@ -334,6 +336,13 @@ class OptLayer(torch.nn.Module):
             f"engine: {', then '.join(dict.fromkeys(e.name for e in self._plan.engines))}",
         ]
         return "\n".join(lines)
+
+
+def _proof(form: KKTForm) -> Proof | None:
+    """How failures are proven: a cone programme has certificates of its own."""
+    if isinstance(form, ConicForm):
+        return None
+    return PhaseOne() if form.reference is None else ProofByCvxpy(form.reference)
 
 
 def _start(form: KKTForm, batch: Batch, previous: Solution | None) -> Point | None:

@@ -47,7 +47,7 @@ class Pattern:
     @cached_property
     def is_row_each(self) -> bool:
         """Exactly one entry in every row: bounds."""
-        return self.nnz == self.shape[0] and bool((self.rows == torch.arange(self.nnz)).all())
+        return torch.equal(self.rows, torch.arange(self.shape[0], device=self.rows.device))
 
     @cached_property
     def is_sparse(self) -> bool:
@@ -80,6 +80,12 @@ class Pattern:
         order = (self.columns * max(self.shape[0], 1) + self.rows).argsort()
         return Pattern((self.shape[1], self.shape[0]), self.columns[order], self.rows[order]), order
 
+    def above(self, lower: "Pattern") -> "Pattern":
+        """That of [M; lower]."""
+        rows = torch.cat([self.rows, lower.rows + self.shape[0]])
+        columns = torch.cat([self.columns, lower.columns])
+        return Pattern((self.shape[0] + lower.shape[0], self.shape[1]), rows, columns)
+
     def to(self, device: torch.device) -> "Pattern":
         """The same on a device."""
         if self.rows.device == device:
@@ -102,8 +108,35 @@ class Bounds(NamedTuple):
     order: Int64[Tensor, " r"]  # of all rows in (bounds, others)
 
 
+class _Peaks:
+    """What follows from the largest entries, however they are found."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """One sample's."""
+        raise NotImplementedError
+
+    def largest(self, x: Tensor | None = None) -> Float64[Tensor, "B r"]:
+        """max_j |M_ij| x_j, 0 where there is nothing; x >= 0."""
+        raise NotImplementedError
+
+    @cached_property
+    def peaks(self) -> Float64[Tensor, "B r"]:
+        """The largest |entry| of each row, 0 where there is none."""
+        return self.largest()
+
+    @cached_property
+    def peak(self) -> Float64[Tensor, "B 1"]:
+        """The largest of all."""
+        return (
+            self.peaks.amax(1, keepdim=True) if self.shape[0] else self.values.new_zeros(len(self.values), 1)
+        )
+
+
 @dataclass(frozen=True, eq=False)
-class Dense:
+class Dense(_Peaks):
     """A batch of matrices with all their entries."""
 
     values: Float64[Tensor, "B r c"]
@@ -167,18 +200,6 @@ class Dense:
         return (a if y is None else a * y.unsqueeze(2)).amax(1)
 
     @cached_property
-    def peaks(self) -> Float64[Tensor, "B r"]:
-        """The largest |entry| of each row, 0 where there is none."""
-        return self.largest()
-
-    @cached_property
-    def peak(self) -> Float64[Tensor, "B 1"]:
-        """The largest of all."""
-        return (
-            self.peaks.amax(1, keepdim=True) if self.shape[0] else self.values.new_zeros(len(self.values), 1)
-        )
-
-    @cached_property
     def smallest(self) -> Float64[Tensor, "B r"]:
         """min_j |M_ij| over entries that are not 0; inf where there is none."""
         if not self.shape[1]:
@@ -202,7 +223,7 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
-class Sparse:
+class Sparse(_Peaks):
     """A batch of matrices whose entries are at the same places."""
 
     values: Float64[Tensor, "B nnz"]
@@ -264,18 +285,6 @@ class Sparse:
         return self._over_columns(self.abs.values if y is None else self.abs._by_row(y), "amax", 0.0)
 
     @cached_property
-    def peaks(self) -> Float64[Tensor, "B r"]:
-        """The largest |entry| of each row, 0 where there is none."""
-        return self.largest()
-
-    @cached_property
-    def peak(self) -> Float64[Tensor, "B 1"]:
-        """The largest of all."""
-        return (
-            self.peaks.amax(1, keepdim=True) if self.shape[0] else self.values.new_zeros(len(self.values), 1)
-        )
-
-    @cached_property
     def smallest(self) -> Float64[Tensor, "B r"]:
         """min_j |M_ij| over entries that are not 0; inf where there is none."""
         a = self.abs.values
@@ -311,6 +320,16 @@ class Sparse:
 Matrix = Dense | Sparse
 
 
+def largest(a: Float64[Tensor, "*batch k"]) -> Float64[Tensor, "*batch 1"]:
+    """max_i |a_i|, 0 where there is none."""
+    return a.abs().amax(-1, keepdim=True) if a.shape[-1] else a.sum(-1, keepdim=True)
+
+
+def or_one(a: Tensor) -> Tensor:
+    """a as a unit to divide by: 1 where it is 0."""
+    return torch.where(a > 0, a, 1.0)
+
+
 def diagonal(values: Float64[Tensor, "B n"]) -> Sparse:
     """diag(values)."""
     n = torch.arange(values.shape[1], device=values.device)
@@ -333,9 +352,7 @@ def stacked(upper: Matrix, lower: Matrix) -> Matrix:
         return Dense(torch.cat([M.values.expand(B, -1, -1) for M in (upper, lower)], 1))
     above, below = _sparse(upper), _sparse(lower)
     values = torch.cat([M.values.expand(B, -1) for M in (above, below)], 1)
-    rows = torch.cat([above.pattern.rows, below.pattern.rows + upper.shape[0]])
-    columns = torch.cat([above.pattern.columns, below.pattern.columns])
-    return Sparse(values, Pattern((upper.shape[0] + lower.shape[0], upper.shape[1]), rows, columns))
+    return Sparse(values, above.pattern.above(below.pattern))
 
 
 def _sparse(matrix: Matrix) -> Sparse:

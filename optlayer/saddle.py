@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from optlayer.fill import factor_work
-from optlayer.matrix import Matrix, Sparse
+from optlayer.matrix import Matrix, Sparse, largest, or_one
 
 SHIFT = 1e-10  # δ, relative to the equilibrated matrix
 LIFT = 1e-8  # what a diagonal H gets instead where it is below FLAT: 1 / δ is then a number in S
@@ -296,10 +296,9 @@ def _equilibrate(H: Matrix, E: Matrix) -> tuple[Tensor, Tensor]:
 
 def _root(rows: Tensor) -> Tensor:
     """1/√rows to a power of two, which rounds nothing; 1 where there is nothing."""
-    return torch.where(rows > 0, rows, 1.0).log2().mul(-0.5).round().exp2()
+    return or_one(rows).log2().mul(-0.5).round().exp2()
 
 
 def _largest(a: Tensor, c: Tensor) -> Float64[Tensor, " B"]:
     """max |·| of both."""
-    both = torch.cat([a, c], 1) if c.shape[1] else a
-    return both.abs().amax(1) if both.shape[1] else both.sum(1)
+    return largest(torch.cat([a, c], 1) if c.shape[1] else a).squeeze(1)

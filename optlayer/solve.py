@@ -25,9 +25,10 @@ from optlayer.engines.ask import ask
 from optlayer.forms import Point
 from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import Factored, Instance, KKTForm, Reduction
+from optlayer.matrix import largest
 from optlayer.modes import without_saved_tensor_hooks
 from optlayer.plan import Call, Outcome, Plan
-from optlayer.polish import LONG, PATIENCE, Polished, in_domain, polish, restlessness, start
+from optlayer.polish import LONG, PATIENCE, Polished, polish, restlessness, start
 from optlayer.report import Failure, explain
 from optlayer.solution import Status
 
@@ -184,7 +185,7 @@ def _ran_away(problem: Instance, start: Tensor, found: Point) -> Bool[Tensor, " 
 
 
 def _size(part: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:
-    return part.abs().amax(1) if part.shape[1] else part.sum(1)
+    return largest(part).squeeze(1)
 
 
 def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Tensor, " B"]:
@@ -227,7 +228,7 @@ def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float6
         at = some.at(point)
         scale = certify.scales(at, point, some.unit).plus(some.sensitivity(u, tau), at.dual)
         rows[failing] = certify.residuals(at, point, scale).stacked
-    rows[~in_domain(problem, found.point.x)] = torch.inf
+    rows[~problem.borders.smooth(found.point.x)] = torch.inf
     return rows
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from optlayer.cones import Product
-from optlayer.matrix import Matrix, Pattern, Sparse
+from optlayer.matrix import Matrix, Pattern, Sparse, largest, or_one
 from optlayer.solution import Status
 
 Array = np.ndarray
@@ -48,11 +48,11 @@ class ConeProgram(NamedTuple):
         programme, though: a bound of 1e8 that stands for "none" would set the unit.
         """
         row = self.A.largest()
-        row = _positive(torch.cat([row[:, : self.zero], self.K.over_blocks(row[:, self.zero :])], 1))
-        q, P = _largest(self.q), _largest(self.P.largest())
-        length = _largest(self.b / row)
-        length = torch.where(length > 0, length, _positive(q / _positive(P)))
-        size = _positive(torch.maximum(q * length, P * length**2))
+        row = or_one(torch.cat([row[:, : self.zero], self.K.over_blocks(row[:, self.zero :])], 1))
+        q, P = largest(self.q), largest(self.P.largest())
+        length = largest(self.b / row)
+        length = torch.where(length > 0, length, or_one(q / or_one(P)))
+        size = or_one(torch.maximum(q * length, P * length**2))
         program = self._replace(
             P=self.P.scaled((length**2 / size).expand_as(self.q), 1.0),
             q=self.q * length / size,
@@ -60,14 +60,6 @@ class ConeProgram(NamedTuple):
             b=self.b / row / length,
         )
         return program, Units(length.numpy(), (size / (row * length)).numpy())
-
-
-def _largest(a: Float64[Tensor, "B k"]) -> Float64[Tensor, "B 1"]:
-    return a.abs().amax(1, keepdim=True) if a.shape[1] else a.new_zeros(len(a), 1)
-
-
-def _positive(a: Tensor) -> Tensor:
-    return torch.where(a > 0, a, 1.0)
 
 
 class Units(NamedTuple):

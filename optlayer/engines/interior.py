@@ -25,16 +25,17 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
-from torch.func import jacrev, vmap
+from torch.func import vmap
 
 from optlayer.certify import sizes
 from optlayer.cones import Nonnegative, Product
 from optlayer.engines import Answer
 from optlayer.errors import DeclarationError
 from optlayer.forms import Local, Point
+from optlayer.forms.borders import Box
+from optlayer.forms.elimination import least_step
 from optlayer.forms.kkt import Instance
-from optlayer.matrix import Dense, Matrix, Pattern, Sparse, diagonal, stacked
-from optlayer.saddle import Base, Factor
+from optlayer.matrix import Dense, Matrix, Pattern, Sparse, diagonal, largest, or_one, stacked
 from optlayer.solution import Status
 
 TOLERANCE = 1e-8  # relative; polish does the rest
@@ -175,10 +176,12 @@ class _Search:
         """Relative: stationarity, violation, complementarity; (B, 1) each."""
         at, now, r = self.at, self.now, self.residual()
         terms = sizes(at, Point(now.x, now.lam, now.nu)).stationarity
-        slope = torch.maximum(_peak(terms), TOLERANCE * self.units.slope)
-        x = torch.maximum(self.units.x, _peak(now.x))
-        violation = torch.maximum(_peak(r.g / self.units.g), _peak(r.h / self.units.h)) * (self.units.x / x)
-        return _peak(r.stationarity) / slope, violation, _peak(now.s * now.lam) / (slope * x)
+        slope = torch.maximum(largest(terms), TOLERANCE * self.units.slope)
+        x = torch.maximum(self.units.x, largest(now.x))
+        violation = torch.maximum(largest(r.g / self.units.g), largest(r.h / self.units.h)) * (
+            self.units.x / x
+        )
+        return largest(r.stationarity) / slope, violation, largest(now.s * now.lam) / (slope * x)
 
     @property
     def running(self) -> Bool[Tensor, "B 1"]:
@@ -194,7 +197,7 @@ class _Search:
         """Without the rows that were added; no point with a claim that there is none."""
         stationarity, violation, gap = self.errors
         solved = torch.stack([stationarity, violation, gap]).amax(0) <= TOLERANCE
-        claim = torch.where(_peak(self.now.x) > FAR * self.units.x, 3, 1)
+        claim = torch.where(largest(self.now.x) > FAR * self.units.x, 3, 1)
         claim = torch.where(violation > VIOLATED, 2, claim)
         claim = torch.where(solved, 0, claim).squeeze(1)
         lam = self.rows.without_domain(self.now.lam[:, : self.rows.problem.form.m], self.at)
@@ -238,7 +241,7 @@ class _Search:
         least = (
             CENTRED
             * TOLERANCE
-            * _peak(self.at.gradient).clamp_min(TOLERANCE * self.units.slope)
+            * largest(self.at.gradient).clamp_min(TOLERANCE * self.units.slope)
             * self.units.x
         )
         target = torch.maximum(centring * mean, least)
@@ -274,7 +277,7 @@ class _Search:
     def _penalty(self, by: State) -> tuple[Tensor, Tensor]:
         """A weight on violated rows above every multiplier: then the step lowers the merit."""
         lam, nu = self.now.lam + by.lam, self.now.nu + by.nu
-        return 1.1 * _peak(lam * self.units.g), 1.1 * _peak(nu * self.units.h)
+        return 1.1 * largest(lam * self.units.g), 1.1 * largest(nu * self.units.h)
 
     def _barrier(self, now: State, e: tuple[Tensor, Residual], target: Tensor, penalty: Any) -> Tensor:
         """f - μ Σ log s + ρ |g + s|₁ + ρ' |h|₁."""
@@ -319,19 +322,15 @@ class _Rows:
     """f, g and h of one call, with a row for every coordinate that a domain stops."""
 
     def __init__(self, problem: Instance) -> None:
-        self.problem, self.domain = problem, problem.form.domain
-        n, device = problem.form.n, problem.theta[0].device if problem.theta else None
-        self.zeros = torch.zeros(problem.size, n, dtype=torch.float64, device=device)
-        k = len(self.domain.row) if self.domain else 0
+        self.problem, self.zeros = problem, problem.nowhere.x
         self._patterns: dict[str, Pattern] = {}
         self.extra: Sparse | None = None
-        if self.domain and k:
-            row, column = (
-                torch.tensor(index, device=device) for index in (self.domain.row, self.domain.column)
-            )
-            slopes = vmap(jacrev(self.domain.borders))(self.zeros, *problem.theta)[:, row, column]
-            self.offset = -vmap(self.domain.borders)(self.zeros, *problem.theta)[:, row]
-            self.extra = Sparse(-slopes, Pattern((k, n), torch.arange(k, device=device), column))
+        if problem.borders.stops:
+            slopes, offsets = problem.borders.affine
+            columns = problem.borders.columns
+            shape = (len(columns), problem.form.n)
+            rows = torch.arange(len(columns), device=columns.device)
+            self.extra, self.offset = Sparse(-slopes, Pattern(shape, rows, columns)), -offsets
 
     @property
     def m(self) -> int:
@@ -387,9 +386,7 @@ class _Rows:
 
     def holds(self, x: Tensor) -> Bool[Tensor, "B 1"]:
         """Whether x is inside of the domain."""
-        if self.domain is None:
-            return torch.ones_like(x[:, :1], dtype=torch.bool)
-        return (vmap(self.domain.borders)(x, *self.problem.theta) > 0).all(1, keepdim=True)
+        return self.problem.borders.holds(x).unsqueeze(1)
 
 
 def residual(at: Local, now: State) -> Residual:
@@ -412,12 +409,12 @@ class _System:
         M = _normal(at, now.lam / now.s)
         d = M.diagonal() if isinstance(M, Dense) else M.values
         d = d.expand(len(now.x), -1)
-        self._u = torch.where(d > 0, d, _or_one(_peak(d))).rsqrt()
+        self._u = torch.where(d > 0, d, or_one(largest(d))).rsqrt()
         self._L, self.sound = self._factor(M, shift)
         if at.A.shape[0]:
             self._V = self._half(self._u.unsqueeze(2) * at.A.dense().mT)
             S = self._V.mT @ self._V
-            self._w = _or_one(S.diagonal(dim1=1, dim2=2)).rsqrt()
+            self._w = or_one(S.diagonal(dim1=1, dim2=2)).rsqrt()
             S = self._w.unsqueeze(2) * S * self._w.unsqueeze(1)
             self._gram, info = torch.linalg.cholesky_ex(_shifted(S, torch.full_like(shift, GRAM_SHIFT)))
             self.sound = self.sound & (info == 0).unsqueeze(1)
@@ -484,7 +481,7 @@ def _start(rows: _Rows) -> tuple[State, Local, Units]:
     form, zeros = rows.problem.form, rows.zeros
     none = State(zeros, *(zeros.new_zeros(len(zeros), k) for k in (rows.m, rows.m, form.p)))
     at = rows.local(none)
-    x = _with_finite_f(rows, _nearest(_Box.of(at), at, rows, none))
+    x = _with_finite_f(rows, _nearest(_box(at), rows, none))
     now = none._replace(x=x)
     at = rows.local(now)
     units = _units(at, x)
@@ -495,47 +492,28 @@ def _start(rows: _Rows) -> tuple[State, Local, Units]:
     return now, rows.local(now), units
 
 
-class _Box(NamedTuple):
-    """Bounds on coordinates, as far as rows with one entry give them; -inf and inf elsewhere."""
-
-    lower: Float64[Tensor, "B n"]
-    upper: Float64[Tensor, "B n"]
-
-    @classmethod
-    def of(cls, at: Local) -> "_Box":
-        """At x = 0: g_i + G_ij x_j <= 0."""
-        none = torch.full_like(at.gradient, torch.inf)
-        if not at.G.shape[0]:
-            return cls(-none, none)
-        G = at.G.dense().expand(len(none), -1, -1)
-        slope, column = G.sum(2), G.abs().argmax(2)
-        end = torch.where(at.G.is_single, -at.g / slope, torch.nan)
-        upper = torch.where(slope > 0, end, torch.inf).nan_to_num(torch.inf, torch.inf, -torch.inf)
-        lower = torch.where(slope < 0, end, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
-        return cls(
-            (-none).scatter_reduce(1, column, lower, "amax"), none.scatter_reduce(1, column, upper, "amin")
-        )
-
-    def inside(self) -> Float64[Tensor, "B n"]:
-        """Midway between two bounds, 1 inside of one, 0 where there is none."""
-        below, above = self.lower.isfinite(), self.upper.isfinite()
-        one = torch.where(below, self.lower + 1.0, torch.where(above, self.upper - 1.0, 0.0))
-        return torch.where(below & above, 0.5 * (self.lower + self.upper), one)
-
-    def towards(self, x: Tensor, dx: Tensor) -> Float64[Tensor, "B n"]:
-        """x + Δx, no farther than NEAR of the way to a bound."""
-        return x + dx.clamp(-NEAR * (x - self.lower).clamp_min(0.0), NEAR * (self.upper - x).clamp_min(0.0))
+def _box(at: Local) -> Box:
+    """Sides as far as rows with one entry give them, g_i + G_ij x_j <= 0 at x = 0."""
+    none = torch.full_like(at.gradient, torch.inf)
+    if not at.G.shape[0]:
+        return Box(-none, none)
+    G = at.G.dense().expand(len(none), -1, -1)
+    slope, column = G.sum(2), G.abs().argmax(2)
+    end = torch.where(at.G.is_single, -at.g / slope, torch.nan)
+    upper = torch.where(slope > 0, end, torch.inf).nan_to_num(torch.inf, torch.inf, -torch.inf)
+    lower = torch.where(slope < 0, end, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    return Box(
+        (-none).scatter_reduce(1, column, lower, "amax"), none.scatter_reduce(1, column, upper, "amin")
+    )
 
 
-def _nearest(box: _Box, at: Local, rows: _Rows, none: State) -> Float64[Tensor, "B n"]:
+def _nearest(box: Box, rows: _Rows, none: State) -> Float64[Tensor, "B n"]:
     """From inside of the box towards the nearest point with h = 0."""
     x = box.inside()
-    if not at.h.shape[1]:
+    if not none.nu.shape[1]:
         return x
-    at = rows.local(none._replace(x=x))
-    nearest = Factor(Base.of(diagonal(torch.ones_like(x[:1])), at.A), None, torch.zeros_like(at.h))
-    dx = nearest.solve(torch.zeros_like(x), -at.h).x
-    return box.towards(x, torch.where(dx.isfinite(), dx, 0.0))
+    dx = least_step(rows.local(none._replace(x=x)))
+    return box.towards(x, torch.where(dx.isfinite(), dx, 0.0), NEAR)
 
 
 def _with_finite_f(rows: _Rows, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B n"]:
@@ -558,27 +536,18 @@ def _with_finite_f(rows: _Rows, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B
 def _units(at: Local, x: Float64[Tensor, "B n"]) -> Units:
     """A length of x from where the rows stand and x itself; slopes from ∇f and what H makes of that."""
     rows = [(at.g, at.G), (at.h, at.A)]
-    away = [_peak(r.abs() / _or_one(M.peaks)) for r, M in rows]
-    length = _or_one(torch.maximum(torch.maximum(*away), _peak(x)))
-    slope = _or_one(_peak(at.gradient) + _peak(at.hessian.diagonal()) * length)
-    g, h = (_or_one(M.peaks) * length for _, M in rows)
+    away = [largest(r.abs() / or_one(M.peaks)) for r, M in rows]
+    length = or_one(torch.maximum(torch.maximum(*away), largest(x)))
+    slope = or_one(largest(at.gradient) + largest(at.hessian.diagonal()) * length)
+    g, h = (or_one(M.peaks) * length for _, M in rows)
     return Units(length, slope, g, h)
 
 
 # ---------------------------------------------------------------------------------------------- helpers
 
 
-def _peak(a: Float64[Tensor, "B k"]) -> Float64[Tensor, "B 1"]:
-    """max |·| of each sample; 0 where there is nothing."""
-    return a.abs().amax(1, keepdim=True) if a.shape[1] else a.sum(1, keepdim=True)
-
-
 def _sum(a: Float64[Tensor, "B k"]) -> Float64[Tensor, "B 1"]:
     return a.sum(1, keepdim=True)
-
-
-def _or_one(a: Tensor) -> Tensor:
-    return torch.where(a > 0, a, 1.0)
 
 
 def _to_border(a: Tensor, da: Tensor, longest: float = 1.0) -> Float64[Tensor, "B 1"]:

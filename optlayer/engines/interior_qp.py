@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from optlayer.matrix import Dense, Matrix, Pattern, Sparse
+from optlayer.matrix import Dense, Matrix, Sparse, largest, or_one, stacked
 
 LIMIT = 60  # iterations
 PATIENCE = 10  # of them, in which the error must halve; not asked of the first two rounds
@@ -322,16 +322,6 @@ def _product(M: Float64[Tensor, "#B r c"], x: Float64[Tensor, "B c"]) -> Float64
     return x @ M[0].T if len(M) == 1 else torch.bmm(x.unsqueeze(1), M.mT).squeeze(1)
 
 
-def _peak(a: Float64[Tensor, "B k"]) -> Float64[Tensor, "B 1"]:
-    """The largest |a_i|, 0 where there is none."""
-    return a.abs().amax(1, keepdim=True) if a.shape[1] else a.new_zeros(len(a), 1)
-
-
-def _positive(a: Tensor) -> Tensor:
-    """a, 1 where it is 0."""
-    return torch.where(a > 0, a, 1.0)
-
-
 def _take(a: Tensor, index: Tensor) -> Tensor:
     """Some of the samples of what may be shared."""
     return a if len(a) == 1 else a[index]
@@ -364,8 +354,8 @@ class Programme:
         """From the data as they are given."""
         bounds, others, order = _split(G)
         matrix, b = _stack(others, A), G.shape[0] - (others.shape[0] if others is not None else 0)
-        per_bound = q.new_ones(1, 0) if bounds is None else 1.0 / _positive(bounds.g.abs())
-        per_row = q.new_ones(1, 0) if matrix is None else 1.0 / _positive(matrix.largest())
+        per_bound = q.new_ones(1, 0) if bounds is None else 1.0 / or_one(bounds.g.abs())
+        per_row = q.new_ones(1, 0) if matrix is None else 1.0 / or_one(matrix.largest())
         size = max(len(per_bound), len(per_row))
         scale = torch.cat([per_bound.expand(size, -1), per_row.expand(size, -1)], 1)
         constant = torch.cat([g0 if order is None else g0[:, order], h0], 1) * scale
@@ -430,7 +420,7 @@ class Programme:
     @cached_property
     def slope(self) -> Float64[Tensor, "B 1"]:
         """The size of q, and so of forces."""
-        return _peak(self.q)
+        return largest(self.q)
 
     @cached_property
     def curve(self) -> Float64[Tensor, "#B 1"]:
@@ -439,13 +429,13 @@ class Programme:
     @cached_property
     def length(self) -> Float64[Tensor, "B 1"]:
         """The size of g₀ and h₀, and so of x and s; that of P⁻¹q in a cone."""
-        length = torch.maximum(_peak(self.g0), _peak(self.e0))
+        length = torch.maximum(largest(self.g0), largest(self.e0))
         return torch.where(length > 0, length, torch.where(self.curve > 0, self.slope / self.curve, 1.0))
 
     @cached_property
     def force(self) -> Float64[Tensor, "B 1"]:
         """The least size of a force, 1 where nothing gives any."""
-        return _positive(torch.maximum(self.slope, FLOOR * self.curve * self.length))
+        return or_one(torch.maximum(self.slope, FLOOR * self.curve * self.length))
 
     @cached_property
     def _nothing(self) -> Float64[Tensor, "B 1"]:
@@ -454,7 +444,7 @@ class Programme:
     @cached_property
     def stiffness(self) -> Float64[Tensor, "B 1"]:
         """ω, force by length: what λ/s is measured in."""
-        return _positive(self.curve + self.slope / self.length)
+        return or_one(self.curve + self.slope / self.length)
 
     def residual(self, u: Unknowns) -> Residual:
         b, m, _, _ = self.sizes
@@ -464,18 +454,18 @@ class Programme:
         if self.bounds is not None:
             dual = self.bounds.plus_transposed(dual, u.lam_bounds)
             bounds = self.bounds.plus_product(bounds, u.x).add_(u.s_bounds)
-            miss = _peak(bounds)
+            miss = largest(bounds)
         if self.rows is not None:
             dual = self.rows.transposed(u.y, dual)
             rows = self.rows.product(u.x, rows)
             if m > b:
                 rows[:, : m - b] += u.s_rows
-            miss = torch.maximum(miss, _peak(rows))
-        force, length = torch.maximum(self.force, _peak(Px)), _peak(u.x)
+            miss = torch.maximum(miss, largest(rows))
+        force, length = torch.maximum(self.force, largest(Px)), largest(u.x)
         if m > b:  # x may be large where no row sees it
-            length = torch.minimum(length, _peak(u.s) + self.length)
+            length = torch.minimum(length, largest(u.s) + self.length)
         length = torch.add(length, self.length, alpha=FLOOR)
-        error = torch.maximum(_peak(dual) / force, miss / length)
+        error = torch.maximum(largest(dual) / force, miss / length)
         return _complementarity(Residual(dual, bounds, rows, error, force * length, error), u)
 
     def _curvature(self, x: Tensor) -> Float64[Tensor, "B n"]:
@@ -496,38 +486,24 @@ def _complementarity(r: Residual, u: Unknowns) -> Residual:
 
 def _split(G: Matrix) -> tuple[Bounds | None, Matrix | None, Tensor | None]:
     """The bounds among the rows, the others, and the order (bounds, others), None where it is G's own."""
-    if isinstance(G, Dense) or not bool((G.pattern.count == 1).any()):
+    if isinstance(G, Dense) or not len(G.pattern.bounds.rows):
         return None, G, None
-    pattern = G.pattern
+    pattern, found = G.pattern, G.pattern.bounds
     if pattern.is_row_each:
         return Bounds(G.values, None if pattern.is_diagonal else pattern.columns), None, None
-    single = pattern.count == 1
-    order = (~single).to(torch.int64).argsort(stable=True)
-    on, b = single[pattern.rows], int(single.count_nonzero())
-    rows = order.argsort()[pattern.rows[~on]] - b
-    others = Pattern((len(order) - b, pattern.shape[1]), rows, pattern.columns[~on])
-    return Bounds(G.values[:, on], pattern.columns[on]), Sparse(G.values[:, ~on], others), order
+    others = Sparse(G.values[:, found.other_entries], found.others)
+    order = torch.cat([found.rows, found.other_rows])
+    return Bounds(G.values[:, found.entries], found.columns), others, order
 
 
 def _stack(G: Matrix | None, A: Matrix) -> Matrix | None:
-    """(G, A); sparse where both are, and it pays."""
-    parts = [M for M in (G, A) if M is not None and M.shape[0]]
-    sparse = [M for M in parts if isinstance(M, Sparse)]
-    B = max([len(M.values) for M in parts], default=0)
-    if B > 1 and len(sparse) == len(parts):
-        return _stack_sparse(sparse, B)
-    if len(parts) == 1 and isinstance(parts[0], Dense):
-        return parts[0]
-    return Dense(torch.cat([M.dense().expand(B, -1, -1) for M in parts], 1)) if parts else None
-
-
-def _stack_sparse(parts: list[Sparse], B: int) -> Matrix:
-    above = [0, *(M.shape[0] for M in parts)]
-    rows = torch.cat([M.pattern.rows + skip for M, skip in zip(parts, above)])
-    columns = torch.cat([M.pattern.columns for M in parts])
-    pattern = Pattern((sum(above), parts[0].shape[1]), rows, columns)
-    stacked = Sparse(torch.cat([M.values.expand(B, -1) for M in parts], 1), pattern)
-    return stacked if pattern.is_sparse else Dense(stacked.dense())
+    """(G, A); sparse where both are, each sample has its own, and it pays."""
+    M = A if G is None else stacked(G, A)
+    if not M.shape[0]:
+        return None
+    both = all(isinstance(part, Sparse) for part in (G, A) if part is not None and part.shape[0])
+    keep = isinstance(M, Sparse) and both and len(M.values) > 1 and M.pattern.is_sparse
+    return M if keep else Dense(M.dense())
 
 
 # ------------------------------------------------------------------------------------ eliminations
@@ -620,7 +596,7 @@ class Primal(Direct):
         static = P.diagonal(dim1=1, dim2=2) + omega * (E * E).sum(1)
         if c.bounds is not None:
             static = c.bounds.plus_curvature(static, omega.expand(-1, b))
-        self._P = P + torch.diag_embed(SHIFT * _positive(static))
+        self._P = P + torch.diag_embed(SHIFT * or_one(static))
         self._P = self._P + omega.unsqueeze(2) * (self._A.mT @ self._A)
 
     def factor(self, D: Tensor) -> None:
@@ -674,7 +650,7 @@ class Gram(System):
         m = c.sizes[1]
         self.sizes, self.like = (0, m, 0, 0), c.q
         P = c.P.dense()
-        self._scale = _positive(P.diagonal(dim1=1, dim2=2)).rsqrt()
+        self._scale = or_one(P.diagonal(dim1=1, dim2=2)).rsqrt()
         self._L = Definite(self._scale.unsqueeze(2) * P * self._scale.unsqueeze(1))
         Y = self._L.columns((c.rows.dense * self._scale.unsqueeze(1)).mT)
         M = Y.mT @ Y
@@ -690,12 +666,12 @@ class Gram(System):
             N = N - K.mT @ K
             self._nu0 = self._MAA.solve(z[:, m:])
             d = d - _product(self._MGA, self._nu0)
-        self._unit = _positive(N.diagonal(dim1=1, dim2=2)).rsqrt()
+        self._unit = or_one(N.diagonal(dim1=1, dim2=2)).rsqrt()
         self._N = self._unit.unsqueeze(2) * N * self._unit.unsqueeze(1)
         self._shifted = self._N.expand(len(c.q), -1, -1).clone()  # but for its diagonal
         pivots = self._L.L.diagonal(dim1=1, dim2=2)
         self._d = (-d * self._unit).masked_fill((pivots**2 < DEFINITE).any(1, keepdim=True), torch.nan)
-        self._size = _peak(self._d)
+        self._size = largest(self._d)
 
     def _inverse(self, b: Tensor) -> Float64[Tensor, "B n"]:
         """P⁻¹b."""
@@ -711,9 +687,9 @@ class Gram(System):
     def residual(self, u: Unknowns) -> Residual:
         Nlam = _product(self._N, u.lam)
         primal = u.s - Nlam - self._d
-        size = torch.add(_peak(Nlam), self._size, alpha=FLOOR)
-        unit = (size * _peak(u.lam)).clamp(0.1 * self._measure, self._measure)
-        return _complementarity(Residual(primal, primal, primal, _peak(primal) / size, unit, unit), u)
+        size = torch.add(largest(Nlam), self._size, alpha=FLOOR)
+        unit = (size * largest(u.lam)).clamp(0.1 * self._measure, self._measure)
+        return _complementarity(Residual(primal, primal, primal, largest(primal) / size, unit, unit), u)
 
     def factor(self, D: Tensor) -> None:
         self._R = 1.0 / D

@@ -5,7 +5,8 @@ never does, for patterns that would fill in. Neither is asked for more than Newt
 from: the polish does the rest.
 """
 
-import numpy as np
+from functools import reduce
+
 import torch
 
 from optlayer.engines.clarabel import Clarabel
@@ -13,17 +14,17 @@ from optlayer.engines.osqp import OSQP
 from optlayer.engines.scs import SCS
 from optlayer.fill import WORK, factor_work
 from optlayer.forms.blocks import AffineObjective, AffineRows
-from optlayer.forms.kkt import KKTForm
 from optlayer.forms.programme import Programme
 from optlayer.matrix import FULL, Pattern
 
-LARGE = 2000  # unknowns from which on it matters
+LARGE = 2000  # unknowns up to which a direct method sample by sample is quickest
+NOWHERE = torch.zeros(0, dtype=torch.int64)
 ROUGHLY, CAREFULLY = ({"eps_abs": eps, "eps_rel": eps} for eps in (1e-4, 1e-8))
 
 
-def large_engines(form: KKTForm) -> tuple[OSQP | SCS | Clarabel, ...]:
-    """Best first; none where the programme is not large, or dense, or not over the orthant."""
-    patterns = _patterns(form)
+def large_engines(form: Programme) -> tuple[OSQP | SCS | Clarabel, ...]:
+    """Best first, for a programme over the orthant; none where it is not large, or dense."""
+    patterns = _patterns(form) if form.size > LARGE else None
     if patterns is None:
         return ()
     if factor_work(*patterns) <= WORK:
@@ -31,22 +32,11 @@ def large_engines(form: KKTForm) -> tuple[OSQP | SCS | Clarabel, ...]:
     return SCS({"indirect": True, **ROUGHLY}), SCS({"indirect": True, **CAREFULLY})
 
 
-def _patterns(form: KKTForm) -> tuple[Pattern, Pattern] | None:
-    """Those of P and of [G; A], where both are sparse and the programme is large."""
-    if not isinstance(form, Programme) or not form.dual.is_orthant or form.size <= LARGE:
-        return None
+def _patterns(form: Programme) -> tuple[Pattern, Pattern] | None:
+    """Those of P and of [G; A], where both are sparse."""
     rows = [part for part, size in ((form.inequality, form.m), (form.equality, form.p)) if size]
     affine = [part.M.pattern for part in rows if isinstance(part, AffineRows)]
     if not isinstance(form.objective, AffineObjective) or len(affine) < len(rows):
         return None
-    P, E = form.objective.P.pattern, _below(affine, form.n)
+    P, E = form.objective.P.pattern, reduce(Pattern.above, affine, Pattern.of_places((0, form.n), NOWHERE))
     return (P, E) if P.nnz <= FULL * form.n**2 and E.nnz <= FULL * E.shape[0] * form.n else None
-
-
-def _below(parts: list[Pattern], n: int) -> Pattern:
-    """One below the other."""
-    starts = np.cumsum([0, *(part.shape[0] for part in parts)]).tolist()
-    nothing = torch.zeros(0, dtype=torch.int64)
-    rows = torch.cat([nothing, *(part.rows + start for part, start in zip(parts, starts, strict=False))])
-    columns = torch.cat([nothing, *(part.columns for part in parts)])
-    return Pattern((starts[-1], n), rows, columns)

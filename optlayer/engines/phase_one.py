@@ -22,7 +22,7 @@ from torch import Tensor
 
 from optlayer.engines import Array
 from optlayer.engines.interior import interior
-from optlayer.engines.proof import Elastic
+from optlayer.engines.proof import RADII, Elastic
 from optlayer.forms import Function, Point
 from optlayer.forms.blocks import AffineRows, FunctionRows, flatten
 from optlayer.forms.kkt import Instance
@@ -31,36 +31,36 @@ from optlayer.polish import polish
 
 FAR = 1e5  # how far out, in lengths of x̂ and of the rows, a feasible point would have to lie
 VISIBLE = 1e-7  # least relative size of λᵀg + νᵀh
-RADII = (1e2, 1e4, 1e6)  # of the boxes in which the objective is followed outwards
 
 
-def contradiction(sample: Instance) -> Elastic | None:
-    """The least violated point of one sample, where its multipliers prove that there is no feasible one."""
-    base = sample.form
-    if not isinstance(base, SmoothForm) or not base.m + base.p:
-        return None
-    form, weights = _elastic(base, sample)
-    problem = replace(sample, form=form)
-    found = polish(problem, interior(problem).point)
-    y, lam = found.point.x, found.point.lam
-    t = y[0, -1]
-    if not (y.isfinite().all() and t > 0 and _proves(sample, y[:, :-1], lam, weights)):
-        return None
-    x = y[:, :-1]
-    return Elastic(x[0].numpy(), _violations(base, sample, x))
+class PhaseOne:
+    """A `Proof` for problems that no modelling language can state; one sample at a time."""
 
+    def least_violation(self, sample: Instance) -> Elastic | None:
+        """The least violated point, where its multipliers prove that there is no feasible one."""
+        base = sample.form
+        if not isinstance(base, SmoothForm) or not base.m + base.p:
+            return None
+        form, weights = _elastic(base, sample)
+        problem = replace(sample, form=form)
+        found = polish(problem, interior(problem).point)
+        y, lam = found.point.x, found.point.lam
+        x, t = y[:, :-1], y[0, -1]
+        if not (y.isfinite().all() and t > 0 and _proves(sample, x, lam, weights)):
+            return None
+        return Elastic(x[0].numpy(), _violations(base, sample, x))
 
-def boxed_minimizers(sample: Instance) -> list[Array]:
-    """argmin f over the feasible x with |x| <= R for R = r, r², r³; fewer where none is found."""
-    base, found = sample.form, []
-    assert isinstance(base, SmoothForm)
-    size = max([1.0, *(float(t.abs().max()) for t in sample.theta if t.numel())])
-    for radius in RADII:
-        problem = replace(sample, form=_boxed(base, radius * size))
-        x = polish(problem, interior(problem).point).point.x
-        if x.isfinite().all():
-            found.append(x[0].numpy())
-    return found
+    def boxed_minimizers(self, sample: Instance) -> list[Array]:
+        """argmin f over the feasible x with |x| <= R for R = r, r², r³; fewer where none is found."""
+        base, found = sample.form, []
+        assert isinstance(base, SmoothForm)
+        size = max([1.0, *(float(t.abs().max()) for t in sample.theta if t.numel())])
+        for radius in RADII:
+            problem = replace(sample, form=_boxed(base, radius * size))
+            x = polish(problem, interior(problem).point).point.x
+            if x.isfinite().all():
+                found.append(x[0].numpy())
+        return found
 
 
 def _proves(sample: Instance, x: Tensor, lam: Float64[Tensor, "1 k"], w: Tensor) -> bool:

@@ -10,7 +10,7 @@ The points are handed out, and judged by whoever knows f and g: solvers are not 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cvxpy as cp
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from optlayer.engines import Array, chain
 from optlayer.engines.per_thread import PerThread
 from optlayer.forms import Reference, ReferenceProblem
+from optlayer.forms.kkt import Instance
 
 SOLVERS = {
     "CLARABEL": {},
@@ -43,25 +44,37 @@ class _Workspace:
     radius: cp.Parameter
 
 
-class Proof:
+class Proof(Protocol):
     """Examines one sample at a time; only samples without an answer come here."""
+
+    def least_violation(self, sample: Instance) -> Elastic | None:
+        """The elastic solution, or None where it is not found, or proves nothing."""
+        ...
+
+    def boxed_minimizers(self, sample: Instance) -> list[Array]:
+        """argmin f over the feasible x with |x| <= R for R = r, r², r³; fewer where one is not found."""
+        ...
+
+
+class ProofByCvxpy:
+    """A `Proof` from the problem as it is stated."""
 
     def __init__(self, reference: Reference) -> None:
         self._names = [*reference.inequality_names, *reference.equality_names]
         self._workspace = PerThread(lambda: _workspace(reference.build))
 
-    def least_violation(self, theta: tuple[Array, ...]) -> Elastic | None:
+    def least_violation(self, sample: Instance) -> Elastic | None:
         """The elastic solution, or None where no solver finds it."""
         work = self._workspace.get()
-        solution = _solve(work.elastic, work.reference, theta, (cp.OPTIMAL,))
+        solution = _solve(work.elastic, work.reference, _values(sample), (cp.OPTIMAL,))
         if solution is None:
             return None
         amounts = [float(np.max(solution.primal_vars[slack.id], initial=0.0)) for slack in work.slacks]
         return Elastic(chain.values(work.reference, solution), dict(zip(self._names, amounts, strict=True)))
 
-    def boxed_minimizers(self, theta: tuple[Array, ...]) -> list[Array]:
+    def boxed_minimizers(self, sample: Instance) -> list[Array]:
         """argmin f over the feasible x with |x| <= R for R = r, r², r³; fewer where no solver finds one."""
-        work, found = self._workspace.get(), []
+        work, theta, found = self._workspace.get(), _values(sample), []
         size = max([1.0, *(float(np.abs(t).max()) for t in theta if t.size)])
         for radius in RADII:
             work.radius.value = radius * size
@@ -70,6 +83,10 @@ class Proof:
             if solution is not None:
                 found.append(chain.values(work.reference, solution))
         return found
+
+
+def _values(sample: Instance) -> tuple[Array, ...]:
+    return tuple(t[0].numpy() for t in sample.theta)
 
 
 def _workspace(build: Callable[[], ReferenceProblem]) -> _Workspace:

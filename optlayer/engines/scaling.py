@@ -19,7 +19,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from optlayer.engines import ConeProgram, Units
-from optlayer.matrix import Matrix
+from optlayer.matrix import Matrix, largest
 
 ROUNDS = 3
 LARGEST = 1e4  # scale: beyond, an entry is taken for rounding rather than for data
@@ -34,7 +34,7 @@ def equilibrated(program: ConeProgram, keep_shared: bool = False) -> tuple[ConeP
     coarse = program._replace(P=_coarse(program.P), A=_coarse(program.A))
     D, E = _ruiz(coarse)
     P, q = program.P.scaled(D, D), D * program.q
-    curvature, slope = _largest(D * coarse.P.column_largest(D.float())), _largest(q)
+    curvature, slope = largest(D * coarse.P.column_largest(D.float())), largest(q)
     size = torch.where(curvature > 0, curvature, slope) if keep_shared else torch.maximum(curvature, slope)
     sigma = _power_of_two(1.0 / _or_one(size))
     of_P = sigma[:1] if keep_shared and len(P.values) == 1 else sigma  # one for all, or P = 0
@@ -69,10 +69,6 @@ def _over_cones(program: ConeProgram, rows: Float64[Tensor, "#B m"]) -> Float64[
     if program.K.blocks == program.K.dim:  # inequalities
         return rows
     return torch.cat([rows[:, : program.zero], program.K.over_blocks(rows[:, program.zero :])], 1)
-
-
-def _largest(a: Float64[Tensor, "#B n"]) -> Float64[Tensor, "#B 1"]:
-    return a.abs().amax(1, keepdim=True)
 
 
 def _or_one(a: Tensor) -> Tensor:

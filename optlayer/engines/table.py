@@ -17,7 +17,7 @@ from typing import Any
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.cvxpy import Cvxpy
 from optlayer.engines.interior import Interior
-from optlayer.engines.large import large_engines
+from optlayer.engines.large import LARGE, large_engines
 from optlayer.engines.matrices import CvxpyMatrices
 from optlayer.engines.moreau import Moreau
 from optlayer.engines.native import InteriorQP
@@ -36,7 +36,6 @@ Engine = InteriorQP | Interior | Clarabel | OSQP | SCS | PIQP | Moreau | Cvxpy |
 BY_NAME = {"INTERIOR": InteriorQP, "CLARABEL": Clarabel, "OSQP": OSQP, "PIQP": PIQP, "MOREAU": Moreau}
 
 SMALL = 64  # unknowns that dense batched factors take in their stride
-MEDIUM = 2000  # unknowns up to which a direct method sample by sample is quickest
 
 
 def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> tuple[Engine, ...]:
@@ -61,10 +60,9 @@ def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> t
 
 def _for_orthant(form: Programme, always: tuple[Engine, ...]) -> tuple[Engine, ...]:
     """For a programme with inequalities only."""
-    unknowns = form.n + form.m + form.p
-    if unknowns <= SMALL or (_is_separable(form) and _general_rows(form) <= SMALL):
+    if form.size <= SMALL or (_is_separable(form) and _general_rows(form) <= SMALL):
         return InteriorQP({}), *always
-    first = PIQP({}) if unknowns <= MEDIUM else SCS({})
+    first = PIQP({}) if form.size <= LARGE else SCS({})
     return large_engines(form) or (first, *always)
 
 

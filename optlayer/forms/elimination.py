@@ -17,8 +17,8 @@ from torch import Tensor
 
 from optlayer.cones import Spectrum
 from optlayer.forms import Local
-from optlayer.matrix import Bounds, Dense, Matrix, Sparse, plus_diagonal, stacked
-from optlayer.saddle import ROUGH, Base
+from optlayer.matrix import Bounds, Dense, Matrix, Sparse, diagonal, plus_diagonal, stacked
+from optlayer.saddle import ROUGH, Base, Factor
 from optlayer.sparse_saddle import factor
 
 
@@ -140,6 +140,13 @@ def proximal(
     if bounds is not None:
         mu[:, bounds.rows] = weight * x[:, bounds.columns] - r2[:, bounds.rows] / D[:, bounds.rows]
     return x, mu, y[:, len(others) :]
+
+
+def least_step(at: Local) -> Float64[Tensor, "B n"]:
+    """The shortest Δx with h + A Δx = 0."""
+    identity = diagonal(torch.ones_like(at.gradient[:1]))
+    nearest = Factor(Base.of(identity, at.A), None, torch.zeros_like(at.h))
+    return nearest.solve(torch.zeros_like(at.gradient), -at.h).x
 
 
 def bounds_of(at: Local) -> Bounds | None:

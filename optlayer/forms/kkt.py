@@ -33,6 +33,7 @@ from torch import Tensor
 
 from optlayer.cones import Product, Spectrum
 from optlayer.forms import Domain, Local, Point, Reference
+from optlayer.forms.borders import Borders
 from optlayer.forms.elimination import Elimination, base_of, proximal
 from optlayer.least_norm import least_norm
 from optlayer.linsolve import Solved, push, solve
@@ -164,13 +165,22 @@ class Instance:
             changes.append(push(lambda *theta: self.form.residual(u, *theta, tau), self.theta, move))
         return torch.stack(changes).abs().amax(0)
 
+    @property
+    def nowhere(self) -> Point:
+        """x, λ and ν all 0."""
+        device = self.theta[0].device if self.theta else None
+        sizes = (self.form.n, self.form.m, self.form.p)
+        return Point(*(torch.zeros(self.size, k, dtype=torch.float64, device=device) for k in sizes))
+
     @cached_property
     def origin(self) -> Local:
         """At x = 0: P, q, G, g₀, A, h₀, all there is to know of a quadratic programme."""
-        device = self.theta[0].device if self.theta else None
-        sizes = (self.form.n, self.form.m, self.form.p)
-        zeros = Point(*(torch.zeros(self.size, k, dtype=torch.float64, device=device) for k in sizes))
-        return self.form.local(zeros, *self.theta)
+        return self.form.local(self.nowhere, *self.theta)
+
+    @cached_property
+    def borders(self) -> Borders:
+        """Where f, g and h are defined."""
+        return Borders(self.form.domain, self.theta, self.nowhere.x)
 
     def at(self, point: Point) -> Local:
         """f, g, h to second order at a point."""
