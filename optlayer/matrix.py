@@ -252,6 +252,11 @@ class Sparse(_Peaks):
         right = right[:, self.pattern.columns] if isinstance(right, Tensor) else right
         return Sparse(left * self.values * right, self.pattern)
 
+    @property
+    def squared(self) -> "Sparse":
+        """Entry by entry."""
+        return Sparse(self.values.square(), self.pattern)
+
     @cached_property
     def abs(self) -> "Sparse":
         return Sparse(self.values.abs(), self.pattern)

@@ -77,13 +77,13 @@ def affine_blocks(f: Polynomial, g: Polynomial, h: Polynomial, n: int, theta: Po
         n: Coordinates of x.
         theta: Parameter values at which f, g and h are defined.
     """
-    P, q, d = _objective_blocks(f, n, theta)
-    G, g0 = _constraint_blocks(g, n, theta)
-    A, h0 = _constraint_blocks(h, n, theta)
+    P, q, d = objective_blocks(f, n, theta)
+    G, g0 = constraint_blocks(g, n, theta)
+    A, h0 = constraint_blocks(h, n, theta)
     return Blocks(P, q, d, G, g0, A, h0)
 
 
-def _objective_blocks(
+def objective_blocks(
     f: Polynomial, n: int, theta: Point
 ) -> tuple[AffineMap | None, AffineMap | None, AffineMap | None]:
     """P = ∂²f, q = ∂f and d = f at x = 0."""
@@ -107,7 +107,7 @@ def _objective_blocks(
     )
 
 
-def _constraint_blocks(g: Polynomial, n: int, theta: Point) -> tuple[AffineMap | None, AffineMap | None]:
+def constraint_blocks(g: Polynomial, n: int, theta: Point) -> tuple[AffineMap | None, AffineMap | None]:
     """G = ∂g and g₀ = g at x = 0."""
     if g.degree > 1:
         return None, None

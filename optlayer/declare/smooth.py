@@ -17,13 +17,13 @@ from optlayer.declare import leaves as leaf
 from optlayer.declare.blocks import Blocks, Polynomial, affine_blocks
 from optlayer.declare.branches import check_branch, torch_branch
 from optlayer.declare.callables import UserCallable
+from optlayer.declare.composite import composite
 from optlayer.declare.declared import Declared
 from optlayer.declare.opaque import Chord, TorchFunction, check, is_opaque
 from optlayer.declare.points import Point, domain_points
 from optlayer.declare.posed import Row
 from optlayer.declare.refusals import NotSmooth
 from optlayer.declare.separable import separable_hessian
-from optlayer.declare.terms import Terms
 from optlayer.declare.translate import Translation, translate
 from optlayer.errors import DeclarationError
 from optlayer.forms import Domain, Reference
@@ -36,6 +36,7 @@ from optlayer.forms.blocks import (
     Objective,
     jacobian,
 )
+from optlayer.forms.curved import Curved, FunctionCurved
 from optlayer.forms.kkt import KKTForm
 from optlayer.forms.programme import Programme
 from optlayer.forms.smooth import SmoothForm
@@ -90,10 +91,10 @@ class SmoothCompiler:
         objective, inequalities, equalities = self.pieces
         self._check_branches()
         self._check_opaque()
-        shapes = [v.shape for v in self.posed.variables]
-        n, flat = sum(v.size for v in self.posed.variables), partial(_on_flat, shapes)
+        variables = self.posed.variables
+        n, flat = sum(v.size for v in variables), partial(_on_flat, [v.shape for v in variables])
         f, g, h = (
-            Polynomial(flat(_stack([p.torch.function for p in pieces])), _rows(pieces), _monomials(pieces))
+            _polynomial(variables, [p.torch for p in pieces])
             for pieces in ([objective], inequalities, equalities)
         )
         blocks = self._blocks(f, g, h, n)
@@ -115,16 +116,21 @@ class SmoothCompiler:
             n=n,
             m=g.size,
             p=h.size,
-            objective=f.function,
+            objective=self._curved(f),
             inequality=rows[0],
             equality=rows[1],
             reference=reference,
-            separable=g.degree <= AFFINE
-            and separable_hessian(objective.expression, self.posed.variables, self.posed.parameters),
             domain=self._domain(flat),
             unproven=is_opaque(self.posed.problem),
             owners=tuple(p.name for p in (*inequalities, *equalities) for _ in range(p.expression.size)),
         )
+
+    def _curved(self, f: Polynomial) -> Curved:
+        """An objective that is no quadratic."""
+        expression, leaves = self.pieces[0].expression, (self.posed.variables, self.posed.parameters)
+        theta = self._on_flat_point(self.points[0])[1] if self.points else None
+        found = None if theta is None else composite(expression, *leaves, theta, _polynomial)
+        return found or FunctionCurved(f.scalar, separable_hessian(expression, *leaves))
 
     def _blocks(self, f: Polynomial, g: Polynomial, h: Polynomial, n: int) -> Blocks:
         """The blocks that are affine in the parameters; none where no point is known to evaluate them at."""
@@ -312,12 +318,11 @@ def _jacobian(function: Callable[..., Tensor], x: Tensor, theta: Point) -> Tenso
     return jacobian(function, function(x, *theta).numel())(x, *theta)
 
 
-def _rows(pieces: Sequence[_Piece]) -> int:
-    return sum(piece.expression.size for piece in pieces)
-
-
-def _monomials(pieces: Sequence[_Piece]) -> Terms:
-    return frozenset().union(*(piece.torch.monomials for piece in pieces))
+def _polynomial(variables: Sequence[cp.Variable], translations: Sequence[Translation]) -> Polynomial:
+    """Several expressions as one function of x and θ."""
+    function = _on_flat([v.shape for v in variables], _stack([t.function for t in translations]))
+    monomials = frozenset().union(*(t.monomials for t in translations))
+    return Polynomial(function, sum(prod(t.shape) for t in translations), monomials)
 
 
 def _objective(f: Polynomial, blocks: Blocks, n: int) -> Objective:

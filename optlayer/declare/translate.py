@@ -9,7 +9,7 @@ Constants become dense float64 tensors, sparse ones included unless they are lar
 product: those stay the entries they have (`sparse_products`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ from optlayer.declare.terms import CONSTANT, PARAMETER, VARIABLE, Terms
 
 _Leaf = cp.Variable | cp.Parameter
 
+NOTHING_GIVEN: Mapping[int, cp.Variable] = {}
 OPAQUE = {"TorchFunction": lambda atom: curved(atom.opaque.function)}
 RULES = AFFINE | SMOOTH | OPAQUE  # by the name of the class, which outlives its place in cvxpy
 
@@ -45,6 +46,7 @@ class Translation:
             reciprocal, the denominator of quad_over_lin, a norm. k is 0 for a polynomial. The
             signs of denominators and the eigenvalues of matrix arguments are not among them.
         norms: Those of the borders that are norms, smooth only away from their apex 0.
+        shape: That of the value.
         monomials: Every class of monomials that may occur, as (degree in the variables, degree in the
             parameters); math.inf where it is not polynomial in them.
     """
@@ -52,12 +54,8 @@ class Translation:
     function: Callable[..., Tensor]
     borders: Callable[..., Tensor]
     norms: Callable[..., Tensor]
+    shape: tuple[int, ...]
     monomials: Terms
-
-    @property
-    def terms(self) -> frozenset[tuple[float, bool]]:
-        """The monomials as (degree in the variables, whether a parameter enters the coefficient)."""
-        return frozenset((degree, parametric > 0) for degree, parametric in self.monomials)
 
 
 def translate(
@@ -67,6 +65,7 @@ def translate(
     *,
     apex: bool = False,
     values_only: bool = False,
+    given: Mapping[int, cp.Variable] = NOTHING_GIVEN,
 ) -> Translation:
     """The torch functions of an expression.
 
@@ -76,18 +75,20 @@ def translate(
         parameters: Its parameters, likewise.
         apex: Admit norms, which are smooth only away from 0.
         values_only: Admit whatever torch can evaluate, smooth or not; derivatives are not asked for.
+        given: By the id of a subexpression, the variable that stands for it.
 
     Raises:
         DeclarationError: Naming the atom that is not smooth or not known, the leaf that was not
             declared, or the constant that is complex.
     """
     apex = apex or values_only
-    values = _Tape(variables, parameters, apex, values_only)
+    values = _Tape(variables, parameters, apex, values_only, given)
     output = values.slot(expression)
     return Translation(
         function=values.program(output),
         borders=_together(values.guarded, _Tape(variables, parameters, apex, values_only)),
         norms=_together(values.norms, _Tape(variables, parameters, apex, values_only)),
+        shape=expression.shape,
         monomials=values.terms[output],
     )
 
@@ -109,6 +110,7 @@ class _Tape:
         parameters: Sequence[cp.Parameter],
         apex: bool,
         values_only: bool,
+        given: Mapping[int, cp.Variable] = NOTHING_GIVEN,
     ) -> None:
         leaves: list[_Leaf] = [*variables, *parameters]
         self.terms: list[Terms] = [VARIABLE] * len(variables) + [PARAMETER] * len(parameters)
@@ -116,7 +118,7 @@ class _Tape:
         self.norms: list[tuple[cp.Expression, Function]] = []
         self._apex, self._values_only = apex, values_only
         self._leaves = {leaf.id: slot for slot, leaf in enumerate(leaves)}
-        self._slots: dict[int, int] = {}
+        self._slots = {of: self._leaves[leaf.id] for of, leaf in given.items()}
         self._steps: list[_Step] = []
         for leaf in leaves:
             _check_real(leaf)

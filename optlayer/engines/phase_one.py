@@ -25,6 +25,7 @@ from optlayer.engines.interior import interior
 from optlayer.engines.proof import RADII, Elastic
 from optlayer.forms import Function, Point
 from optlayer.forms.blocks import AffineRows, FunctionRows, flatten
+from optlayer.forms.curved import FunctionCurved
 from optlayer.forms.kkt import Instance
 from optlayer.forms.smooth import SmoothForm
 from optlayer.polish import polish
@@ -112,13 +113,12 @@ def _boxed(base: SmoothForm, radius: float) -> SmoothForm:
     def rows(x: Tensor, *theta: Tensor) -> Tensor:
         return torch.cat([g(x, *theta), x - radius, -x - radius])
 
-    return replace(
-        base, inequality=FunctionRows(rows, base.m + 2 * base.n), m=base.m + 2 * base.n, separable=False
-    )
+    m = base.m + 2 * base.n
+    return replace(base, inequality=FunctionRows(rows, m), m=m)
 
 
 def _general(n: int, f: Function, g: Function, m: int, equality: FunctionRows) -> SmoothForm:
-    return SmoothForm(n, m, equality.rows, f, FunctionRows(g, m), equality, None)
+    return SmoothForm(n, m, equality.rows, FunctionCurved(f), FunctionRows(g, m), equality, None)
 
 
 def _none(x: Tensor, *theta: Tensor) -> Tensor:

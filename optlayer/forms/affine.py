@@ -147,6 +147,13 @@ class AffineMap:
             base=None if self.base is None else self.base[start:stop],
         )
 
+    def leading(self, n: int) -> "AffineMap":
+        """The first n rows and columns of a square matrix that has entries nowhere else."""
+        width = self.shape[1]
+        places = self.places // width * n + self.places % width
+        base = None if self.base is None else self.base[:n, :n]
+        return replace(self, shape=(n, n), places=places, target=places[self.entry], base=base)
+
     def on_diagonal(self) -> "AffineMap":
         """The same, with a place for every entry of the diagonal, if it has none but there."""
         n, width = self.shape

@@ -1,7 +1,7 @@
 r"""The smooth form: min f(x, θ)  s.t.  g(x, θ) <= 0,  h(x, θ) = 0  with f, g, h torch functions.
 
-One sample of f, g, h is what the user declared; torch.func differentiates and batches it. What is quadratic
-goes the way of `programme`.
+What the user declared is one sample of f, g, h. `curved` knows how f is differentiated and batched;
+torch.func does it with a curved g. What is quadratic goes the way of `programme`.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from optlayer.cones import Nonnegative, Product
-from optlayer.forms import Domain, Function, Local, Point, Reference
+from optlayer.forms import Domain, Local, Point, Reference
+from optlayer.forms.affine import Parts
 from optlayer.forms.blocks import AffineRows, FunctionRows, flatten
+from optlayer.forms.curved import Curved
 from optlayer.forms.kkt import KKTForm
-from optlayer.matrix import Dense, Matrix, diagonal
+from optlayer.matrix import Dense, Matrix
 
 Constraint = AffineRows | FunctionRows
 
@@ -28,11 +30,10 @@ class SmoothForm(KKTForm):
     n: int
     m: int  # rows of g, those that stand for variable attributes included
     p: int  # rows of h, likewise
-    objective: Function  # f: () or one element
+    objective: Curved  # f
     inequality: Constraint  # g: (m,)
     equality: Constraint  # h: (p,)
     reference: Reference | None
-    separable: bool = False  # f is a sum of functions of one coordinate each, g affine: H is diagonal
     domain: Domain | None = None
     quadratic: bool = False
     unproven: bool = False  # that f and g are convex, h affine, is somebody's word
@@ -56,7 +57,7 @@ class SmoothForm(KKTForm):
     def rows(self, point: Point, *theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """∇f + Gᵀλ + Aᵀν, g and h, batched and differentiable."""
         x, flat = point.x, flatten(point.x, theta)
-        stationarity = vmap(grad(self._f))(x, *theta)
+        stationarity = self.objective.gradient(x, theta, flat)
         for constraint, multiplier in ((self.inequality, point.lam), (self.equality, point.nu)):
             if multiplier.shape[1]:
                 stationarity = stationarity + constraint.pulled(multiplier, x, theta, flat)
@@ -65,7 +66,7 @@ class SmoothForm(KKTForm):
     def local(self, point: Point, *theta: Tensor) -> Local:
         """f, g, h to second order at a point."""
         x, flat = point.x, flatten(point.x, theta)
-        gradient, hessian = self._curvature(point, *theta)
+        gradient, hessian = self._curvature(point, theta, flat)
         return Local(
             gradient=gradient,
             hessian=hessian,
@@ -78,33 +79,17 @@ class SmoothForm(KKTForm):
 
     def value(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> Float64[Tensor, " B"]:
         """f(x, θ), batched."""
-        return vmap(self._f)(x, *theta)
+        return self.objective.value(x, theta, flatten(x, theta))
 
-    # ------------------------------------------------------------------------ one sample of f, g, h
+    def _curvature(self, point: Point, theta: tuple[Tensor, ...], flat: Parts) -> tuple[Tensor, Matrix]:
+        """∇f and ∇²f + Σ λ_i ∇²g_i; h is affine."""
+        gradient, hessian = self.objective.second(point.x, theta, flat)
+        if isinstance(self.inequality, AffineRows) or not self.m:
+            return gradient, hessian
+        of_g = vmap(jacrev(grad(self._weighed)))(point.x, point.lam, *theta)
+        return gradient, Dense(hessian.dense() + of_g)
 
-    def _f(self, x: Tensor, *theta: Tensor) -> Float64[Tensor, ""]:
-        return self.objective(x, *theta).reshape(())
-
-    def _lagrangian(self, x: Tensor, lam: Tensor, *theta: Tensor) -> Float64[Tensor, ""]:
-        """f + λᵀg; h is affine."""
-        if isinstance(self.inequality, AffineRows):
-            return self._f(x, *theta)
-        return self._f(x, *theta) + lam @ self.inequality.function(x, *theta)
-
-    def _curvature(self, point: Point, *theta: Tensor) -> tuple[Tensor, Matrix]:
-        """∇f and ∇²f + Σ λ_i ∇²g_i."""
-        if self.separable:
-            gradient, curvature = self._diagonal(point.x, *theta)
-            return gradient, diagonal(curvature)
-        hessian = vmap(jacrev(grad(self._lagrangian)))(point.x, point.lam, *theta)
-        return vmap(grad(self._f))(point.x, *theta), Dense(hessian)
-
-    def _diagonal(self, x: Float64[Tensor, "B n"], *theta: Tensor) -> tuple[Tensor, Tensor]:
-        """∇f and the diagonal of ∇²f, where that is all there is: two gradients of sums."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(vmap(self._f)(x, *theta).sum(), x, create_graph=True)
-            if not gradient.requires_grad:  # f is affine
-                return gradient, torch.zeros_like(x)
-            (curvature,) = torch.autograd.grad(gradient.sum(), x)
-        return gradient.detach(), curvature
+    def _weighed(self, x: Float64[Tensor, " n"], lam: Float64[Tensor, " m"], *theta: Tensor) -> Tensor:
+        """λᵀg, one sample."""
+        assert isinstance(self.inequality, FunctionRows)
+        return lam @ self.inequality.function(x, *theta)
