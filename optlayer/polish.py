@@ -23,6 +23,7 @@ from optlayer.forms import Local, Point
 from optlayer.forms.elimination import least_step
 from optlayer.forms.kkt import Instance, Reduction
 from optlayer.matrix import or_one
+from optlayer.saddle import CLOSE, ROUGH
 
 TARGET = 2e-14  # relative residual at which there is nothing left to gain
 ROUNDED = 1e-12  # and at which a step of Newton's is worth more than a smaller one
@@ -121,9 +122,9 @@ def _begin(problem: Instance, start: Point) -> tuple["_Search", Local, _Iterate]
     start = start._replace(x=problem.borders.project(start.x))
     at = problem.at(start)
     scale = scales(at, start, problem.unit)
-    handed = scale.stationarity if at.auxiliary else torch.zeros_like(start.x)
-    search = _Search(problem, scale.tau, scale.length, handed)
-    v = scale.tau * start.lam + at.g - at.dual.project(at.g)
+    tau, handed = scale.tau, scale.stationarity if at.auxiliary else torch.zeros_like(start.x)
+    search = _Search(problem, tau, scale.length, handed)
+    v = tau * start.lam + at.g - at.dual.project(at.g)
     now = _Iterate(start.x, v, start.nu, at.dual.project(v), torch.full_like(start.x[:, 0], torch.inf))
     return search, at, now._replace(merit=search.merit(at, now))
 
@@ -176,7 +177,7 @@ class _Search(NamedTuple):
         left = stationarity(at, now.projected / self.tau, now.nu)
         residual = (-left, now.v - now.projected - at.g, -at.h)
         reduced = self.problem.reduced(at, now.v, self.tau)
-        dx, dv, dnu, sound = reduced.solve(*residual)
+        dx, dv, dnu, sound = reduced.solve(*residual, CLOSE if self.problem.form.quadratic else ROUGH)
         lost = (~sound).nonzero().squeeze(1)
         if len(lost):
             some = reduced[lost]
@@ -205,7 +206,7 @@ def settle(problem: Instance, point: Point) -> Polished:
         at = problem.at(point)
     scale = scales(at, point, problem.unit)
     tau = scale.tau
-    v, kink = at.dual.snap(_settled(at, point, tau), _negligible(at, point, scale))
+    v, kink = at.dual.snap(_settled(at, point, tau), _negligible(at, point, scale, tau))
     point = point._replace(lam=at.dual.project(v) / tau)
     u = torch.cat([point.x, v, point.nu], 1)
     unknown = torch.zeros_like(point.x[:, 0])
@@ -219,10 +220,10 @@ def _settled(at: Local, point: Point, tau: Tensor) -> Float64[Tensor, "B m"]:
     return tau * point.lam + slack
 
 
-def _negligible(at: Local, point: Point, scale: Scales) -> Float64[Tensor, "B m"]:
+def _negligible(at: Local, point: Point, scale: Scales, tau: Tensor) -> Float64[Tensor, "B m"]:
     """The size of v below which it is a tie; an inequality must have λ and g small, each in its unit."""
     tie = KINK * scale.slack
-    lam = scale.tau * torch.maximum(KINK * scale.multiplier, scale.rounding)
+    lam = tau * torch.maximum(KINK * scale.multiplier, scale.rounding)
     return torch.where(at.dual.alone & (point.lam > 0), torch.where(at.g.abs() <= tie, lam, 0.0), tie)
 
 

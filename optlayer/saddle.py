@@ -27,13 +27,14 @@ from torch import Tensor
 from optlayer.fill import factor_work
 from optlayer.matrix import Matrix, Sparse, largest, or_one
 
-SHIFT = 1e-10  # δ, relative to the equilibrated matrix
+SHIFT = 1e-12  # δ, relative to the equilibrated matrix
 LIFT = 1e-8  # what a diagonal H gets instead where it is below FLAT: 1 / δ is then a number in S
 FLAT = 1e-4
 REFINEMENTS = 5
 ALWAYS = 2  # of them, where the right-hand side may not decide
 EXACT = 1e-15  # residual, relative to the terms it is made of, at which there is nothing left to refine
-ROUGH = 1e-11  # and at which a step of Newton's method is as good as any
+ROUGH = 1e-11  # and at which a step of Newton's method is as good as any that others follow
+CLOSE = 1e-13  # and one that is exact, where only rounding makes another necessary
 HELPED = 0.25  # a refinement that leaves more of the residual was the last
 CONSISTENT = 1e-10  # |b - Ky| / |b| that passes
 ROUNDING = 1e-14  # or |b - Ky| / |y|, when |y| / |b| is below GROWTH

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from optlayer import OptLayer
 from optlayer.columns import to_csc
 from optlayer.cones import (
     ConvexCone,
@@ -31,7 +33,7 @@ from optlayer.cones import (
     SecondOrder,
     Semidefinite,
 )
-from optlayer.engines import Answer, ConeProgram
+from optlayer.engines import Answer, ConeProgram, table
 from optlayer.engines import clarabel as clarabel_engine
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.matrices import CvxpyMatrices
@@ -781,3 +783,32 @@ def test_without_an_objective_any_feasible_point_will_do() -> None:
     assert set(answer.claims) == {Status.SOLVED}
     assert s[:, :2].abs().max() < 1e-6
     assert s[:, 2:].min() > -1e-6
+
+
+# -------------------------------------------------------------------------------------------- choice
+
+
+def polytope(n: int, m: int, **options: Any) -> tuple[OptLayer, list[Tensor]]:
+    """The projection onto Gz <= h, with 1000 samples of random data."""
+    z, x, G, h = cp.Variable(n), cp.Parameter(n), cp.Parameter((m, n)), cp.Parameter(m)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(z - x)), [G @ z <= h])
+    r = torch.Generator().manual_seed(0)
+    data = [torch.randn(1000, n, generator=r), torch.randn(1000, m, n, generator=r)]
+    data.append(torch.rand(1000, m, generator=r) + 0.1)
+    return OptLayer.from_problem(problem, [x, G, h], [z], **options), data
+
+
+def test_the_extra_is_chosen_for_dense_programmes_where_it_is_installed(monkeypatch: Any) -> None:
+    monkeypatch.setattr(table, "is_installed", lambda: False)
+    assert polytope(2, 5)[0]._plan.engines[0].name == "INTERIOR"
+    monkeypatch.setattr(table, "is_installed", lambda: True)
+    monkeypatch.setattr(table, "Moreau", lambda options: "Moreau")
+    assert polytope(2, 5)[0]._plan.engines[0] == "Moreau"
+    assert polytope(2, 5, solver="PIQP")[0]._plan.engines[0].name == "PIQP"
+
+
+def test_interior_by_name_goes_on_where_newton_cannot() -> None:
+    """At 1e-5 the active set of some of these is not to be guessed, and no other engine may help."""
+    layer, data = polytope(20, 60, solver="INTERIOR", on_failure="nan")
+    some = [d[[0, 65, 116, 146, 338]] for d in data]
+    assert (layer.solve(*some).status == 0).all()

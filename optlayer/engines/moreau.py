@@ -1,6 +1,7 @@
 """Moreau on matrices: a compiled solver for batches of cone programmes. Optional, the extra `fast`."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,11 @@ class Moreau:
                 raise
             return error
         return None
+
+
+def is_installed() -> bool:
+    """Whether the extra `fast` is here."""
+    return find_spec("moreau") is not None
 
 
 def _imported() -> Any:

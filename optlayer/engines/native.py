@@ -12,7 +12,7 @@ from optlayer.errors import DeclarationError
 from optlayer.forms import Local
 from optlayer.solution import Status
 
-ROUGHLY = 1e-5  # relative residual that Newton's method goes on from
+ROUGHLY = 1e-5  # relative residual that Newton's method goes on from, nearly always
 CLOSELY = 1e-8  # the same for a linear programme, whose wrong vertices have a singular K
 
 
@@ -22,9 +22,10 @@ class InteriorQP:
     name = "INTERIOR"
     quick = True
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], residual: float = ROUGHLY) -> None:
         if options:
             raise DeclarationError(f"INTERIOR has no option {', '.join(map(repr, options))}")
+        self._residual = residual
 
     def check_suits(self, K: Product) -> None:
         """Whether it takes these cones.
@@ -39,7 +40,7 @@ class InteriorQP:
         """y = (λ, ν)."""
         linear = len(at.hessian.values) == 1 and not at.hessian.values.any()
         x, lam, nu, converged, iterations = interior_qp(
-            at.hessian, at.gradient, at.G, at.g, at.A, at.h, CLOSELY if linear else ROUGHLY
+            at.hessian, at.gradient, at.G, at.g, at.A, at.h, CLOSELY if linear else self._residual
         )
         done = converged.tolist()
         claims = tuple(Status.SOLVED if yes else Status.INACCURATE for yes in done)

@@ -1,7 +1,9 @@
 """Which engines solve which problem, in the order in which they are tried.
 
     what the patterns say                          first           then
-    inequalities only, H diagonal and few rows     interior        Clarabel, in units of the data, SCS
+    inequalities only, dense, up to a few hundred  Moreau          Clarabel, in units of the data, SCS
+      (where the extra `fast` is installed)
+    inequalities only, H diagonal and few rows     interior        the same
     inequalities only, small                       interior        the same
     inequalities only, up to a few thousand        PIQP            the same
     inequalities only, larger and sparse           OSQP, or SCS    Clarabel, or SCS again   (`large`)
@@ -19,8 +21,8 @@ from optlayer.engines.cvxpy import Cvxpy
 from optlayer.engines.interior import Interior
 from optlayer.engines.large import LARGE, large_engines
 from optlayer.engines.matrices import CvxpyMatrices
-from optlayer.engines.moreau import Moreau
-from optlayer.engines.native import InteriorQP
+from optlayer.engines.moreau import Moreau, is_installed
+from optlayer.engines.native import CLOSELY, InteriorQP
 from optlayer.engines.osqp import OSQP
 from optlayer.engines.piqp import PIQP
 from optlayer.engines.scs import SCS
@@ -36,6 +38,7 @@ Engine = InteriorQP | Interior | Clarabel | OSQP | SCS | PIQP | Moreau | Cvxpy |
 BY_NAME = {"INTERIOR": InteriorQP, "CLARABEL": Clarabel, "OSQP": OSQP, "PIQP": PIQP, "MOREAU": Moreau}
 
 SMALL = 64  # unknowns that dense batched factors take in their stride
+DENSE = 400  # unknowns up to which Moreau was measured to be the quickest with dense inequalities
 
 
 def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> tuple[Engine, ...]:
@@ -51,7 +54,7 @@ def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> t
     if form.unproven:
         return (_by_torch(form, solver, options),)
     if solver is not None:
-        return (_named(form, solver.upper(), options),)
+        return _named(form, solver.upper(), options)
     if not isinstance(form, Programme):
         return _by_cvxpy(form, "CLARABEL", options), _by_cvxpy(form, "SCS", {})
     always = Clarabel(options), Clarabel(options, rescale=True), SCS({})
@@ -60,10 +63,17 @@ def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> t
 
 def _for_orthant(form: Programme, always: tuple[Engine, ...]) -> tuple[Engine, ...]:
     """For a programme with inequalities only."""
+    if _general_rows(form) and form.size <= DENSE and _is_dense(form) and is_installed():
+        return Moreau({}), *always
     if form.size <= SMALL or (_is_separable(form) and _general_rows(form) <= SMALL):
         return InteriorQP({}), *always
     first = PIQP({}) if form.size <= LARGE else SCS({})
     return large_engines(form) or (first, *always)
+
+
+def _is_dense(form: Programme) -> bool:
+    """Whether its inequalities are."""
+    return not (isinstance(form.inequality, AffineRows) and form.inequality.M.pattern.is_sparse)
 
 
 def _is_separable(form: Programme) -> bool:
@@ -80,13 +90,13 @@ def _general_rows(form: Programme) -> int:
     return form.m + form.p - bounds
 
 
-def _named(form: KKTForm, name: str, options: dict[str, Any]) -> Engine:
+def _named(form: KKTForm, name: str, options: dict[str, Any]) -> tuple[Engine, ...]:
     if isinstance(form, Programme) and name in BY_NAME:
         engine: Any = BY_NAME[name](options)
         engine.check_suits(form.dual.dual)
-        return engine
+        return (engine, InteriorQP(options, CLOSELY)) if name == InteriorQP.name else (engine,)
     if name == Interior.name:
-        return _by_torch(form, name, options)
+        return (_by_torch(form, name, options),)
     if name in ("PIQP", "MOREAU"):
         raise DeclarationError(f"solver {name!r} does not suit this problem: it is not a quadratic programme")
     other = _by_cvxpy(form, name, options)
@@ -94,7 +104,7 @@ def _named(form: KKTForm, name: str, options: dict[str, Any]) -> Engine:
         other.check_suits(_reference(form).build())
     else:
         other.check_suits(form.dual.dual)
-    return other
+    return (other,)
 
 
 def _by_torch(form: KKTForm, solver: str | None, options: dict[str, Any]) -> Interior:

@@ -224,14 +224,16 @@ class Reduction:
     tau: Float64[Tensor, "B m"]
     base: Base | None = None  # H and the rows that are no bounds, where they are prepared already
 
-    def solve(self, r1: Tensor, r2: Tensor, r3: Tensor) -> Step:
-        """A Newton step, J (ẋ, v̇, ν̇) = r:  K (ẋ, μ, ν̇) = (r₁, SWᵀr₂, r₃), then v̇ = Wz with
+    def solve(self, r1: Tensor, r2: Tensor, r3: Tensor, enough: float = ROUGH) -> Step:
+        """A Newton step, J (ẋ, v̇, ν̇) = r, to a relative residual of K:
+
+        K (ẋ, μ, ν̇) = (r₁, SWᵀr₂, r₃), then v̇ = Wz with
 
         z = τμ/S   or, the same where d < 1,   z = (Ĝẋ - Wᵀr₂) / (1 - d).
         """
         r2 = self.spectrum.into(r2)
         rhs = (r1, self._S * r2, r3)
-        x, mu, nu, sound = self._elimination.solve(*rhs, ROUGH)
+        x, mu, nu, sound = self._elimination.solve(*rhs, enough)
         if self.spectrum.turns:  # along the null space of K rounding would turn the eigenbasis
             sound = sound & self._elimination.regular
         lost = _indices(~sound)
