@@ -19,7 +19,6 @@ Mehrotra, SIAM J. Optim. 2 (1992); Nocedal & Wright, Numerical Optimization (200
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -28,14 +27,14 @@ from torch import Tensor
 from torch.func import vmap
 
 from optlayer.certify import sizes
-from optlayer.cones import Nonnegative, Product
 from optlayer.engines import Answer
+from optlayer.engines.interior_newton import System
+from optlayer.engines.interior_rows import Residual, Rows, State, Units, residual
+from optlayer.engines.interior_start import start
 from optlayer.errors import DeclarationError
 from optlayer.forms import Local, Point
-from optlayer.forms.borders import Box
-from optlayer.forms.elimination import least_step
 from optlayer.forms.kkt import Instance
-from optlayer.matrix import Dense, Matrix, Pattern, Sparse, diagonal, largest, or_one, stacked
+from optlayer.matrix import largest
 from optlayer.solution import Status
 
 TOLERANCE = 1e-8  # relative; polish does the rest
@@ -49,12 +48,7 @@ ARMIJO = 1e-4  # part of the promised decrease that a step must keep
 SHIFT, LARGEST_SHIFT = 1e-13, 1e10  # δ, relative to the scaled diagonal
 RAISED, LOWERED = 30.0, 0.1  # what a failed step and a long one make of δ
 LEAST_RAISED = 1e-8
-GRAM_SHIFT = 1e-13  # the same of the scaled A M⁻¹Aᵀ
-CLEAR = 1e-6  # of the unit of its row: a start with -g above it is taken for s as it is
-NEAR = 0.9  # of the way to a bound that a start may go
-ELSEWHERE = (1.0, 0.5, 0.1, 0.01, -0.1, -1.0, 10.0)  # where to look for a point with a finite f
 FAR = 1e3  # lengths of the start from which on the objective seems to fall for ever
-SAME = 1e-6  # relative difference of the distances to a bound and to a border that are one
 VIOLATED = 1e-5  # relative violation that looks like infeasibility
 
 
@@ -97,43 +91,6 @@ class Found(NamedTuple):
     iterations: Tensor  # (B,)
 
 
-class State(NamedTuple):
-    """x, s, λ, ν; s and λ of the rows for the domain come last."""
-
-    x: Float64[Tensor, "B n"]
-    s: Float64[Tensor, "B m"]
-    lam: Float64[Tensor, "B m"]
-    nu: Float64[Tensor, "B p"]
-
-    def moved(self, by: "State", primal: Tensor, dual: Tensor) -> "State":
-        """x, s and ν by one length (B, 1), λ by another."""
-        return State(
-            self.x + primal * by.x, self.s + primal * by.s, self.lam + dual * by.lam, self.nu + primal * by.nu
-        )
-
-
-class Residual(NamedTuple):
-    """The rows of the KKT conditions, complementarity apart."""
-
-    stationarity: Float64[Tensor, "B n"]
-    g: Float64[Tensor, "B m"]  # g + s
-    h: Float64[Tensor, "B p"]
-
-
-class Units(NamedTuple):
-    """What things are measured in; set at the start, so that neither a unit of x nor one of f matters."""
-
-    x: Float64[Tensor, "B 1"]
-    slope: Float64[Tensor, "B 1"]  # of ∇f
-    g: Float64[Tensor, "B m"]
-    h: Float64[Tensor, "B p"]
-
-    @property
-    def f(self) -> Float64[Tensor, "B 1"]:
-        """Of f, and of every s_i λ_i."""
-        return self.x * self.slope
-
-
 def interior(problem: Instance) -> Found:
     """The search; read it from here."""
     search = _Search.begin(problem)
@@ -146,7 +103,7 @@ def interior(problem: Instance) -> Found:
 class _Search:
     """One call: the iterates of all samples, and what each has learnt about its step."""
 
-    rows: "_Rows"
+    rows: Rows
     units: Units
     now: State
     at: Local
@@ -158,8 +115,8 @@ class _Search:
 
     @classmethod
     def begin(cls, problem: Instance) -> "_Search":
-        rows = _Rows(problem)
-        now, at, units = _start(rows)
+        rows = Rows(problem)
+        now, at, units = start(rows)
         shift, eager = torch.full_like(units.x, SHIFT), torch.ones_like(units.x, dtype=torch.bool)
         lengths = torch.tensor(LENGTHS, dtype=torch.float64, device=now.x.device)[:, None, None]
         none = torch.zeros_like(units.x[:, 0], dtype=torch.int64)
@@ -209,7 +166,7 @@ class _Search:
 
     def step(self) -> None:
         """Predictor, corrector, length; then the new point, and δ for the next."""
-        running, system = self.running, _System(self.at, self.now, self.shift)
+        running, system = self.running, System(self.at, self.now, self.shift)
         target, correction = self._target(system)
         r = self.residual()
         by = system.direction(r, self.now.s * self.now.lam + correction - target)
@@ -227,7 +184,7 @@ class _Search:
         self.iterations = self.iterations + running.squeeze(1)
         self.steps += 1
 
-    def _target(self, system: "_System") -> tuple[Tensor, Tensor]:
+    def _target(self, system: System) -> tuple[Tensor, Tensor]:
         """μ by Mehrotra's rule, from what Newton's step towards μ = 0 would reach, and its second order."""
         now, m = self.now, self.now.s.shape[1]
         if not m:
@@ -315,234 +272,6 @@ class _Search:
         self.shift = torch.where(running, shift, self.shift)
 
 
-# --------------------------------------------------------------------------------------- the functions
-
-
-class _Rows:
-    """f, g and h of one call, with a row for every coordinate that a domain stops."""
-
-    def __init__(self, problem: Instance) -> None:
-        self.problem, self.zeros = problem, problem.nowhere.x
-        self._patterns: dict[str, Pattern] = {}
-        self.extra: Sparse | None = None
-        if problem.borders.stops:
-            slopes, offsets = problem.borders.affine
-            columns = problem.borders.columns
-            shape = (len(columns), problem.form.n)
-            rows = torch.arange(len(columns), device=columns.device)
-            self.extra, self.offset = Sparse(-slopes, Pattern(shape, rows, columns)), -offsets
-
-    @property
-    def m(self) -> int:
-        """All rows of g."""
-        return self.problem.form.m + (self.extra.shape[0] if self.extra else 0)
-
-    @cached_property
-    def dual(self) -> Product:
-        """λ >= 0."""
-        return Product((Nonnegative(self.m),))
-
-    def local(self, now: State) -> Local:
-        """f, g, h to second order, with the rows that were added."""
-        m = self.problem.form.m
-        at = self.problem.at(Point(now.x, now.lam[:, :m], now.nu))
-        if self.extra is not None:
-            G = stacked(at.G, self.extra) if m else self.extra
-            at = at._replace(g=torch.cat([at.g, self.extra @ now.x + self.offset], 1), G=G, dual=self.dual)
-        same = self._same
-        return at._replace(hessian=same("hessian", at.hessian), G=same("G", at.G), A=same("A", at.A))
-
-    def _same(self, name: str, M: Matrix) -> Matrix:
-        """With the pattern it had at the start, which knows already what it is."""
-        if isinstance(M, Dense):
-            return M
-        return Sparse(M.values, self._patterns.setdefault(name, M.pattern))
-
-    def without_domain(self, lam: Float64[Tensor, "B m"], at: Local) -> Float64[Tensor, "B m"]:
-        """λ = 0 for bounds that say again what the domain says: x keeps away from those by itself."""
-        if self.extra is None or not lam.shape[1]:
-            return lam
-        g, G = at.g, at.G
-        m, columns = lam.shape[1], self.extra.pattern.columns
-        border = torch.full_like(at.gradient, torch.inf)
-        border[:, columns] = (-g / G.peaks)[:, m:]
-        column = G.dense()[:, :m].abs().argmax(2).expand(len(g), -1)
-        same = G.is_single[:, :m] & ((-g / G.peaks)[:, :m] >= (1.0 - SAME) * border.gather(1, column))
-        return torch.where(same, 0.0, lam)
-
-    def value(self, x: Tensor) -> Float64[Tensor, "B 1"]:
-        """f."""
-        return self.problem.form.value(x, *self.problem.theta).unsqueeze(1)
-
-    def evaluate(self, now: State) -> tuple[Tensor, Residual]:
-        """f and the residual; batched once more by `vmap`."""
-        m = self.problem.form.m
-        point = Point(now.x, now.lam[:, :m], now.nu)
-        left, g, h = self.problem.form.rows(point, *self.problem.theta)
-        if self.extra is not None:
-            left = left + self.extra.mT(now.lam[:, m:])
-            g = torch.cat([g, self.extra @ now.x + self.offset], 1)
-        return self.value(now.x), Residual(left, g + now.s, h)
-
-    def holds(self, x: Tensor) -> Bool[Tensor, "B 1"]:
-        """Whether x is inside of the domain."""
-        return self.problem.borders.holds(x).unsqueeze(1)
-
-
-def residual(at: Local, now: State) -> Residual:
-    """∇f + Gᵀλ + Aᵀν, g + s, h."""
-    return Residual(at.gradient + at.G.mT(now.lam) + at.A.mT(now.nu), at.g + now.s, at.h)
-
-
-# ------------------------------------------------------------------------------------------- the system
-
-
-class _System:
-    r"""The Newton system of one iteration, factored.
-
-    ⎡ M   Aᵀ ⎤ ⎡ẋ⎤   ⎡ -r - Gᵀ((λ∘r_g - r_c)/s) ⎤        ṡ = -r_g - Gẋ
-    ⎣ A   0  ⎦ ⎣ν̇⎦ = ⎣ -h                       ⎦        λ̇ = -(r_c + λ∘ṡ)/s
-    """
-
-    def __init__(self, at: Local, now: State, shift: Float64[Tensor, "B 1"]) -> None:
-        self._at, self._now = at, now
-        M = _normal(at, now.lam / now.s)
-        d = M.diagonal() if isinstance(M, Dense) else M.values
-        d = d.expand(len(now.x), -1)
-        self._u = torch.where(d > 0, d, or_one(largest(d))).rsqrt()
-        self._L, self.sound = self._factor(M, shift)
-        if at.A.shape[0]:
-            self._V = self._half(self._u.unsqueeze(2) * at.A.dense().mT)
-            S = self._V.mT @ self._V
-            self._w = or_one(S.diagonal(dim1=1, dim2=2)).rsqrt()
-            S = self._w.unsqueeze(2) * S * self._w.unsqueeze(1)
-            self._gram, info = torch.linalg.cholesky_ex(_shifted(S, torch.full_like(shift, GRAM_SHIFT)))
-            self.sound = self.sound & (info == 0).unsqueeze(1)
-
-    def _factor(self, M: Matrix, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """uMu + δ = LLᵀ; of a diagonal, √ of it."""
-        if isinstance(M, Sparse):
-            L = (M.values * self._u.square() + shift).sqrt()
-            return L, L.isfinite().all(1, keepdim=True)
-        scaled = self._u.unsqueeze(2) * M.values * self._u.unsqueeze(1)
-        L, info = torch.linalg.cholesky_ex(_shifted(scaled, shift))
-        return L, (info == 0).unsqueeze(1)
-
-    def _half(self, R: Float64[Tensor, "B n c"]) -> Float64[Tensor, "B n c"]:
-        """L⁻¹R."""
-        if self._L.ndim == 2:
-            return R / self._L.unsqueeze(2)
-        return torch.linalg.solve_triangular(self._L, R, upper=False)
-
-    def _other_half(self, R: Float64[Tensor, "B n c"]) -> Float64[Tensor, "B n c"]:
-        """L⁻ᵀR."""
-        if self._L.ndim == 2:
-            return R / self._L.unsqueeze(2)
-        return torch.linalg.solve_triangular(self._L.mT, R, upper=True)
-
-    def direction(self, r: Residual, product: Float64[Tensor, "B m"]) -> State:
-        """Newton's step; `product` is what s∘λ has too much."""
-        at, (_, s, lam, _) = self._at, self._now
-        x, nu = self._solve(-r.stationarity - at.G.mT((lam * r.g - product) / s), -r.h)
-        ds = -r.g - at.G @ x
-        return State(x, ds, -(product + lam * ds) / s, nu)
-
-    def _solve(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """(ẋ, ν̇), with y = L⁻¹ua:  S ν̇ = Vᵀy - c,  ẋ = uL⁻ᵀ(y - Vν̇)."""
-        y, nu = self._half((self._u * a).unsqueeze(2)), c
-        if c.shape[1]:
-            right = self._w.unsqueeze(2) * (self._V.mT @ y - c.unsqueeze(2))
-            solved = self._w.unsqueeze(2) * torch.cholesky_solve(right, self._gram)
-            y, nu = y - self._V @ solved, solved.squeeze(2)
-        return self._u * self._other_half(y).squeeze(2), nu
-
-
-def _normal(at: Local, D: Float64[Tensor, "B m"]) -> Matrix:
-    """H + GᵀDG, diagonal where H is and G holds bounds only."""
-    if isinstance(at.G, Sparse):
-        bounds = at.G.pattern.bounds
-        weights = D[:, bounds.rows] * at.G.values[:, bounds.entries].square()
-        own = torch.zeros_like(at.gradient).index_add(1, bounds.columns, weights)
-        if isinstance(at.hessian, Sparse) and at.hessian.pattern.is_diagonal and not len(bounds.other_rows):
-            return diagonal(at.hessian.values + own)
-        others = Sparse(at.G.values[:, bounds.other_entries], bounds.others).dense()
-        M = _shifted(at.hessian.dense(), own)
-        return Dense(M + (others.mT * D[:, bounds.other_rows].unsqueeze(1)) @ others)
-    G = at.G.dense()
-    M = at.hessian.dense().expand(len(D), -1, -1)
-    return Dense(M + (G.mT * D.unsqueeze(1)) @ G) if G.shape[1] else Dense(M)
-
-
-# -------------------------------------------------------------------------------------------- the start
-
-
-def _start(rows: _Rows) -> tuple[State, Local, Units]:
-    """Well inside of the bounds, near to h = 0, s∘λ of one size."""
-    form, zeros = rows.problem.form, rows.zeros
-    none = State(zeros, *(zeros.new_zeros(len(zeros), k) for k in (rows.m, rows.m, form.p)))
-    at = rows.local(none)
-    x = _with_finite_f(rows, _nearest(_box(at), rows, none))
-    now = none._replace(x=x)
-    at = rows.local(now)
-    units = _units(at, x)
-    slack = -at.g
-    clear = slack > CLEAR * units.g
-    s = torch.where(clear, slack, units.g)
-    now = now._replace(s=s, lam=units.f / s)
-    return now, rows.local(now), units
-
-
-def _box(at: Local) -> Box:
-    """Sides as far as rows with one entry give them, g_i + G_ij x_j <= 0 at x = 0."""
-    none = torch.full_like(at.gradient, torch.inf)
-    if not at.G.shape[0]:
-        return Box(-none, none)
-    G = at.G.dense().expand(len(none), -1, -1)
-    slope, column = G.sum(2), G.abs().argmax(2)
-    end = torch.where(at.G.is_single, -at.g / slope, torch.nan)
-    upper = torch.where(slope > 0, end, torch.inf).nan_to_num(torch.inf, torch.inf, -torch.inf)
-    lower = torch.where(slope < 0, end, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
-    return Box(
-        (-none).scatter_reduce(1, column, lower, "amax"), none.scatter_reduce(1, column, upper, "amin")
-    )
-
-
-def _nearest(box: Box, rows: _Rows, none: State) -> Float64[Tensor, "B n"]:
-    """From inside of the box towards the nearest point with h = 0."""
-    x = box.inside()
-    if not none.nu.shape[1]:
-        return x
-    dx = least_step(rows.local(none._replace(x=x)))
-    return box.towards(x, torch.where(dx.isfinite(), dx, 0.0), NEAR)
-
-
-def _with_finite_f(rows: _Rows, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B n"]:
-    """x, or where f is not defined there the first constant vector at which it is."""
-    evaluate = rows.problem.form
-    none = Point(x, *(x.new_zeros(len(x), k) for k in (evaluate.m, evaluate.p)))
-
-    def defined(x: Tensor) -> Bool[Tensor, "B 1"]:
-        left = evaluate.rows(none._replace(x=x), *rows.problem.theta)[0]
-        finite = left.isfinite().all(1, keepdim=True) & rows.value(x).isfinite()
-        return finite & rows.holds(x)
-
-    fine = defined(x)
-    for constant in ELSEWHERE if not bool(fine.all()) else ():
-        other = torch.full_like(x, constant)
-        x, fine = torch.where(fine, x, other), fine | defined(other)
-    return x
-
-
-def _units(at: Local, x: Float64[Tensor, "B n"]) -> Units:
-    """A length of x from where the rows stand and x itself; slopes from ∇f and what H makes of that."""
-    rows = [(at.g, at.G), (at.h, at.A)]
-    away = [largest(r.abs() / or_one(M.peaks)) for r, M in rows]
-    length = or_one(torch.maximum(torch.maximum(*away), largest(x)))
-    slope = or_one(largest(at.gradient) + largest(at.hessian.diagonal()) * length)
-    g, h = (or_one(M.peaks) * length for _, M in rows)
-    return Units(length, slope, g, h)
-
-
 # ---------------------------------------------------------------------------------------------- helpers
 
 
@@ -556,11 +285,6 @@ def _to_border(a: Tensor, da: Tensor, longest: float = 1.0) -> Float64[Tensor, "
         return a.new_full((len(a), 1), longest)
     t = torch.where(da < 0, -a / da, torch.inf).amin(1, keepdim=True)
     return t.clamp_max(longest)
-
-
-def _shifted(M: Float64[Tensor, "B n n"], by: Tensor) -> Float64[Tensor, "B n n"]:
-    """M + diag(by)."""
-    return M + torch.diag_embed(by.expand(len(by), M.shape[-1]))
 
 
 def _finite(by: State) -> State:
