@@ -360,6 +360,13 @@ def stacked(upper: Matrix, lower: Matrix) -> Matrix:
     return Sparse(values, above.pattern.above(below.pattern))
 
 
+def compact(matrix: Matrix) -> Matrix:
+    """Dense where places without an entry are too few to pay for being left out."""
+    if isinstance(matrix, Dense) or matrix.pattern.is_sparse:
+        return matrix
+    return Dense(matrix.dense())
+
+
 def _sparse(matrix: Matrix) -> Sparse:
     """With an entry in every place, where it was dense."""
     if isinstance(matrix, Sparse):

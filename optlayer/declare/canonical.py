@@ -31,7 +31,7 @@ import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from optlayer.cones import (
@@ -88,6 +88,14 @@ class Canonical:
     variables: tuple[Gather, ...]  # x -> the value of each variable
     duals: tuple[tuple[Gather, ...], ...]  # y -> cvxpy's dual values of each constraint; () if it has none
     rows: Int64[Tensor, "m"]  # the constraint a row belongs to; -1: an atom's epigraph, an attribute
+
+    @property
+    def seen(self) -> Bool[Tensor, " n"]:
+        """Coordinates of x that are part of a variable of the user's."""
+        seen = torch.zeros(self.n, dtype=torch.bool)
+        for gather in self.variables:
+            seen[gather.index[gather.coefficient != 0]] = True
+        return seen
 
 
 def canonicalize(

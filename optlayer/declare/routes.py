@@ -12,14 +12,12 @@ from functools import partial
 from typing import Any, Literal
 
 import cvxpy as cp
-import torch
-from jaxtyping import Bool
-from torch import Tensor
 from torch.func import vmap
 
 from optlayer.declare import discipline
 from optlayer.declare.branches import check_values
 from optlayer.declare.canonical import NotDPP, canonicalize
+from optlayer.declare.copied import without_copies
 from optlayer.declare.declared import Declared
 from optlayer.declare.opaque import is_opaque
 from optlayer.declare.outputs import Dual, Expressed, Output, Primal
@@ -31,7 +29,7 @@ from optlayer.declare.translate import translate
 from optlayer.errors import DeclarationError
 from optlayer.forms import Function, Reference, ReferenceProblem
 from optlayer.forms.affine import Gather
-from optlayer.forms.blocks import AffineObjective, AffineRows
+from optlayer.forms.blocks import AffineRows
 from optlayer.forms.conic import ConicForm, Stated
 from optlayer.forms.kkt import KKTForm
 from optlayer.forms.readout import Output as Reader
@@ -110,17 +108,18 @@ def _cone(declaration: Declared) -> Compiled:
         raise DeclarationError(explained) from error
     except Exception as error:
         raise DeclarationError(f"cvxpy cannot write the problem as a cone programme: {error!r}") from error
+    canonical, objective = without_copies(canonical)
     p, rows = canonical.zero, canonical.m
     offset = canonical.b.times(-1.0)
     form = ConicForm(
         n=canonical.n,
         m=rows - p,
         p=p,
-        objective=AffineObjective(canonical.P.on_diagonal(), canonical.q, canonical.d),
+        objective=objective,
         inequality=AffineRows(canonical.A.part(p, rows), offset.part(p, rows)),
         equality=AffineRows(canonical.A.part(0, p), offset.part(0, p)),
         dual=canonical.cone.dual,
-        seen=_seen(canonical.n, canonical.variables),
+        seen=canonical.seen,
         owners=tuple(names[i] if i >= 0 else "" for i in canonical.rows.tolist()),
         stated=_stated(posed, canonical.variables),
     )
@@ -152,14 +151,6 @@ def _stated(posed: Posed, variables: tuple[Gather, ...]) -> Stated:
         objective=function(posed.problem.objective.expr),
         constraints=tuple((left, right) for left, right in sides if left is not None and right is not None),
     )
-
-
-def _seen(n: int, variables: tuple[Gather, ...]) -> Bool[Tensor, " n"]:
-    """Coordinates of x that are part of a variable of the user's."""
-    seen = torch.zeros(n, dtype=torch.bool)
-    for gather in variables:
-        seen[gather.index[gather.coefficient != 0]] = True
-    return seen
 
 
 def _check_values(declaration: Declared, posed: Posed) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from optlayer.forms import Function
-from optlayer.forms.affine import AffineMap, Parts
+from optlayer.forms.affine import AffineMap, Gather, Parts
 from optlayer.matrix import Dense, Matrix
 
 Theta = tuple[Tensor, ...]
@@ -64,7 +64,7 @@ class AffineObjective:
     P: AffineMap
     q: AffineMap
     d: AffineMap | None
-    f: Function | None = None
+    f: "Function | Expanded | None" = None
 
     def hessian(self, theta: Theta, flat: Parts) -> Matrix:
         """P."""
@@ -76,10 +76,25 @@ class AffineObjective:
 
     def value(self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts) -> Float64[Tensor, " B"]:
         """½xᵀPx + qᵀx + d."""
+        if isinstance(self.f, Expanded):
+            return self.f.value(x, theta, flat)
         if self.d is None:
             assert self.f is not None
             return vmap(self.f)(x, *theta)
         return (x * (0.5 * (self.P.matrix(flat) @ x) + self.q(flat))).sum(1) + self.d(flat)
+
+
+@dataclass(frozen=True, eq=False)
+class Expanded:
+    """The value of an objective in coordinates some of which are copies of others: x = c∘x'[k] + t(θ)."""
+
+    objective: AffineObjective
+    copy: Gather
+    shift: AffineMap
+
+    def value(self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts) -> Float64[Tensor, " B"]:
+        """That of the objective, differentiable."""
+        return self.objective.value(self.copy(x) + self.shift(flat), theta, flat)
 
 
 @dataclass(frozen=True, eq=False)

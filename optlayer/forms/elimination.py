@@ -17,7 +17,7 @@ from torch import Tensor
 
 from optlayer.cones import Spectrum
 from optlayer.forms import Local
-from optlayer.matrix import Bounds, Dense, Matrix, Sparse, diagonal, plus_diagonal, stacked
+from optlayer.matrix import Bounds, Dense, Matrix, Sparse, compact, diagonal, plus_diagonal, stacked
 from optlayer.saddle import ROUGH, Base, Factor
 from optlayer.sparse_saddle import factor
 
@@ -161,7 +161,7 @@ def base_of(at: Local, spectrum: Spectrum | None = None) -> Base:
     """H and the rows that are no bounds; those of curved cones turned into the eigenbasis of DΠ."""
     rows = _general_rows(at, bounds_of(at))
     if spectrum is not None and spectrum.turns:
-        rows = Dense(spectrum.into(rows.dense()))
+        return Base.of(at.hessian, compact(stacked(Dense(spectrum.into(rows.dense())), at.A)))
     return Base.of(at.hessian, stacked(rows, at.A))
 
 
