@@ -97,17 +97,17 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
     if at.auxiliary:
         longest = extent(at, point.x)
         lengths = _reached(at, x, over_blocks(inequality), equality, longest)
-        widest = torch.maximum(lengths, ROOM * longest)
+        reach, widest = torch.maximum(lengths, _alone(at, point.x)), torch.maximum(lengths, ROOM * longest)
         terms = terms + _passed_on(at, point.x, lengths)
     else:
-        lengths = widest = _lengths(at, x, size).clamp_min(unit)
+        lengths = reach = widest = _lengths(at, x, size).clamp_min(unit)
     terms = numbers(torch.minimum(terms, _balanced(at, lengths)))
     return Scales(
         terms + unit * FLOOR * (at.hessian.abs @ torch.ones_like(x)) if unit else terms,
         over_blocks(inequality + FLOOR * (at.G.abs @ widest)),
         equality + FLOOR * (at.A.abs @ widest),
         -over_blocks(-at.G.least(terms)),  # λ_i counts in the row where it weighs most
-        over_blocks(inequality + at.G.abs @ lengths),
+        over_blocks(inequality + at.G.abs @ reach),
         over_blocks(ROUNDING * largest(terms) / at.G.peaks),
         widest,
     )
@@ -146,6 +146,11 @@ def _reached(
     return torch.maximum(torch.maximum(x, _finite(least)), FLOOR * longest)
 
 
+def _alone(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B n"]:
+    """|q_j| / P_jj, where f alone would lead a coordinate; 0 where f does not curve."""
+    return ((at.gradient - at.hessian @ x).abs() / at.hessian.diagonal()).nan_to_num(0.0, 0.0, 0.0)
+
+
 def extent(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 1"]:
     """The largest length that the data hold: max |b_i| / |A_ij|, and |q_j| / |P_jj|.
 
@@ -154,7 +159,7 @@ def extent(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 1"]:
     ratios = [
         (at.h - at.A @ x).abs() / at.A.smallest,
         (at.g - at.G @ x).abs() / at.G.smallest,
-        (at.gradient - at.hessian @ x).abs() / at.hessian.diagonal(),
+        _alone(at, x),
     ]
     return or_one(torch.cat(ratios, 1).nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True))
 

@@ -212,8 +212,8 @@ def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
     eigenvalues, W = torch.linalg.eigh(K)
     null = eigenvalues.abs() <= RANK * K.shape[-1] * eigenvalues.abs().amax(1, keepdim=True)
     inverse = torch.where(null, 0.0, 1.0 / eigenvalues)
-    Z = s.unsqueeze(-1) * torch.where(null.unsqueeze(1), W, 0.0)
-    onto_null = Z @ torch.linalg.pinv(Z)
+    bases = [(s.unsqueeze(-1) * W)[i][:, own] for i, own in enumerate(null)]
+    onto_null = torch.stack([Z @ torch.linalg.pinv(Z) for Z in bases])
 
     def off_null(a: Tensor) -> Tensor:
         return a - matvec(onto_null, a)

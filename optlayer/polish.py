@@ -21,7 +21,7 @@ from torch import Tensor
 from optlayer.certify import FLOOR, Scales, extent, numbers, over, scales, sizes, stationarity
 from optlayer.forms import Local, Point
 from optlayer.forms.elimination import least_step
-from optlayer.forms.kkt import Instance, Reduction
+from optlayer.forms.kkt import Instance, Reduction, Step
 from optlayer.matrix import or_one
 from optlayer.saddle import CLOSE, ROUGH
 
@@ -31,6 +31,8 @@ PATIENCE = 4  # steps without progress
 LONG = 12  # the same, from far away
 MAX_STEPS = 40
 HALVINGS = 30
+AT_REST = 1e-11  # relative change of a coordinate, or of a cone's v, that is none
+NOISE = 1e-15  # and relative to the largest length of the data: rounding
 KINK = 1e-10  # λ and g both below KINK times their scales are a tie
 NEAR = 0.999  # of the way to a border that a start may go
 
@@ -45,6 +47,7 @@ class Polished(NamedTuple):
     scale: Scales
     reduced: Reduction  # K at u, which the backward pass needs once more
     merit: Float64[Tensor, " B"]  # worst relative row of the normal map, as far as Newton's method came
+    ahead: Step | None = None  # the step that Newton's method would take from here, where that is known
 
     @property
     def tau(self) -> Float64[Tensor, "B m"]:
@@ -76,19 +79,39 @@ def polish(problem: Instance, start: Point, patience: int = PATIENCE) -> Polishe
         better = now.merit < best.merit
         stalled = torch.where(now.merit < 0.5 * best.merit, 0.0, stalled + 1)
         best = _where(better, now, best)
-    if at.auxiliary:
-        best = _once_more(search, best)
-    return settle(problem, search.point(best))._replace(merit=best.merit)
+    found = settle(problem, search.point(best))._replace(merit=best.merit)
+    return _to_rest(search, best, found) if at.auxiliary else found
 
 
-def _once_more(search: "_Search", best: _Iterate) -> _Iterate:
-    """A last step where the merit has nothing left to say: a cone's rows are judged together, and what
-    is small among them, x² in (1 + x², 1 - x², 2x), is right only at a root."""
-    ready = best.merit <= ROUNDED
-    if not ready.any():
-        return best
-    last, _ = search.step(best, search.problem.at(search.point(best)), ready)
-    return _where(ready & (last.merit <= ROUNDED), last, best)
+def _to_rest(search: "_Search", best: _Iterate, found: Polished) -> Polished:
+    """A last step where the merit has nothing left to say, but the step would still move something.
+
+    A cone's rows are judged together, and what is small among them, x² in (1 + x², 1 - x², 2x), is right
+    only at a root. The step is taken with the K of the settled point, which is at hand.
+    """
+    ahead = _ahead(search.problem, found)
+    moving = (best.merit <= ROUNDED) & ahead.sound & _moves(found, ahead)
+    if not moving.any():
+        return found._replace(ahead=ahead)
+    last = search.after(found, ahead)
+    best = _where(moving & (last.merit <= ROUNDED), last, best)
+    return settle(search.problem, search.point(best))._replace(merit=best.merit)
+
+
+def _ahead(problem: Instance, found: Polished) -> Step:
+    """The Newton step from the settled point."""
+    at, (_, lam, nu) = found.at, found.point
+    v = problem.form.split(found.u)[1]
+    return found.reduced.solve(-stationarity(at, lam, nu), v - found.tau * lam - at.g, -at.h)
+
+
+def _moves(found: Polished, step: Step) -> Bool[Tensor, " B"]:
+    """Whether a step changes x coordinate by coordinate, or v cone by cone, by more than rounding."""
+    at, x = found.at, found.point.x
+    v = found.u[:, x.shape[1] :][:, : step.v.shape[1]]
+    still = torch.maximum(AT_REST * x.abs(), NOISE * extent(at, x))
+    change = torch.cat([step.x.abs() > still, step.v.abs() > AT_REST * at.dual.over_blocks(v.abs())], 1)
+    return change.any(1)
 
 
 def start(problem: Instance) -> Point:
@@ -108,9 +131,8 @@ def start(problem: Instance) -> Point:
 
 def restlessness(problem: Instance, found: Polished) -> Float64[Tensor, " B"]:
     """How far one more Newton step would move the user's x, relative to x; near 0 at an attained minimum."""
-    at, (x, lam, nu), seen = found.at, found.point, problem.form.seen
-    v = problem.form.split(found.u)[1]
-    step = found.reduced.solve(-stationarity(at, lam, nu), v - found.tau * lam - at.g, -at.h)
+    at, x, seen = found.at, found.point.x, problem.form.seen
+    step = found.ahead or _ahead(problem, found)
     size = x[:, seen].abs().amax(1)
     if at.auxiliary:
         size = torch.maximum(size, FLOOR * extent(at, x).squeeze(1))
@@ -167,6 +189,16 @@ class _Search(NamedTuple):
             rows.append(over(at.h, equality + FLOOR * (at.A.abs @ self.length)))
         worst = torch.cat(rows, 1).abs().amax(1)
         return torch.where(self.problem.borders.holds(now.x) & ~worst.isnan(), worst, torch.inf)
+
+    def after(self, found: Polished, ahead: Step) -> _Iterate:
+        """One step on from a settled point, whose v = τλ - s has another τ than the search's."""
+        _, v, _ = self.problem.form.split(found.u)
+        v = v + ahead.v
+        projected = found.at.dual.project(v)
+        lam = self.tau / found.tau * projected
+        x, nu = found.point.x + ahead.x, found.point.nu + ahead.nu
+        now = _Iterate(x, lam - (projected - v), nu, lam, found.merit)
+        return now._replace(merit=self.merit(self.problem.at(self.point(now)), now))
 
     def point(self, now: _Iterate) -> Point:
         """x, λ, ν."""

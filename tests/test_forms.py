@@ -55,7 +55,7 @@ def conic() -> KKTForm:
 FORMS = {"quadratic": quadratic, "curved": curved, "conic": conic}
 
 
-SEEDS = {"quadratic": (4, 5), "curved": (4, 5), "conic": (4, 165)}  # with a regular Jacobian
+SEEDS = {"quadratic": (4, 5), "curved": (4, 5), "conic": (56, 336)}  # with a regular Jacobian
 
 
 @pytest.fixture(params=FORMS)
