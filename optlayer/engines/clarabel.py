@@ -90,14 +90,15 @@ class _Data:
 
     def __init__(self, program: ConeProgram, settings: Any, reusable: bool) -> None:
         self.P, self.A = to_csc(program.P).upper(), to_csc(program.A)
-        self.q, self.b = program.q.numpy(), program.b.numpy()
+        self.q, self.b, self.K = program.q.numpy(), program.b.numpy(), program.K
         self.cones = [clarabel.ZeroConeT(program.zero), *(_cone(cone) for cone in program.K.cones)]
         self.settings, self.reusable = settings, reusable
 
     @property
     def entries(self) -> int:
-        """Of one sample."""
-        return len(self.P.rows) + len(self.A.rows) + self.q.shape[1] + self.b.shape[1]
+        """Of one sample, and of the scaling of its semidefinite cones, which is dense."""
+        scaling = sum(cone.dim**2 for cone in self.K.cones if isinstance(cone, Semidefinite))
+        return len(self.P.rows) + len(self.A.rows) + self.q.shape[1] + self.b.shape[1] + scaling
 
     def solver(self, i: int) -> Any:
         P, A = self.P.matrix(i), self.A.matrix(i)
