@@ -194,7 +194,7 @@ def _finite(sizes: Tensor) -> Tensor:
 def residuals(at: Local, point: Point, scale: Scales) -> Residuals:
     """The certificate's four numbers per sample; NaN where the point is not a number."""
     lam, g = over(point.lam, scale.multiplier), over(at.g, scale.inequality)
-    violation, nearest, natural = at.dual.project(torch.stack([g, lam, lam + g]))
+    violation, nearest, natural = at.dual.nearest(torch.stack([g, lam, lam + g]))
     return Residuals(
         stationarity=_worst(over(stationarity(at, point.lam, point.nu), scale.stationarity)),
         primal=_worst(torch.cat([violation, over(at.h, scale.equality)], 1)),

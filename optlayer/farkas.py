@@ -34,7 +34,7 @@ VISIBLE = 1e-6  # least relative size of λᵀg₀ + νᵀh₀, or of qᵀx
 def excludes(sample: Instance, ray: Point) -> bool:
     """Whether the multipliers of a ray prove that one sample has no feasible point."""
     at = sample.origin
-    lam = at.dual.project(ray.lam)
+    lam = at.dual.nearest(ray.lam)
     left_over = at.G.mT(lam) + at.A.mT(ray.nu)
     shares = torch.cat([ray.nu * at.h, lam * at.g], 1)
     gap = shares.sum() - FAR * (left_over.abs() * _lengths(at)).sum()
@@ -44,7 +44,7 @@ def excludes(sample: Instance, ray: Point) -> bool:
 def recedes(sample: Instance, ray: Point) -> bool:
     """Whether the objective falls for ever along the x of a ray, from any feasible point."""
     at, x = sample.origin, ray.x
-    rows = [(at.hessian, at.hessian @ x), (at.A, at.A @ x), (at.G, at.dual.project(at.G @ x))]
+    rows = [(at.hessian, at.hessian @ x), (at.A, at.A @ x), (at.G, at.dual.nearest(at.G @ x))]
     falls = -(at.gradient * x).sum() > VISIBLE * (at.gradient * x).abs().sum()
     return bool(falls) and all(_within(over(r, M.peaks), x) for M, r in rows if r.numel())
 

@@ -148,8 +148,8 @@ def _begin(problem: Instance, start: Point) -> tuple["_Search", Local, _Iterate]
     scale = scales(at, start, problem.unit)
     tau, handed = scale.tau, scale.stationarity if at.auxiliary else torch.zeros_like(start.x)
     search = _Search(problem, tau, scale.length, handed)
-    v = tau * start.lam + at.g - at.dual.project(at.g)
-    now = _Iterate(start.x, v, start.nu, at.dual.project(v), torch.full_like(start.x[:, 0], torch.inf))
+    v = tau * start.lam + at.g - at.dual.nearest(at.g)
+    now = _Iterate(start.x, v, start.nu, at.dual.nearest(v), torch.full_like(start.x[:, 0], torch.inf))
     return search, at, now._replace(merit=search.merit(at, now))
 
 
@@ -183,7 +183,7 @@ class _Search(NamedTuple):
     ) -> tuple[_Iterate, Local]:
         """A step for the running samples, halved until it stays in the domain."""
         dx, v, nu = self._newton(now, at, reduced)
-        target = _Iterate(now.x, v, nu, at.dual.project(v), now.merit)
+        target = _Iterate(now.x, v, nu, at.dual.nearest(v), now.merit)
         t = torch.where(running, 1.0, 0.0)
         for _ in range(HALVINGS):
             full = _where(running, target._replace(x=self.problem.borders.move(now.x, t[:, None] * dx)), now)
@@ -215,7 +215,7 @@ class _Search(NamedTuple):
         """One step on from a settled point, whose v = τλ - s has another τ than the search's."""
         _, v, _ = self.problem.form.split(found.u)
         v = v + ahead.v
-        projected = found.at.dual.project(v)
+        projected = found.at.dual.nearest(v)
         lam = self.tau / found.tau * projected
         x, nu = found.point.x + ahead.x, found.point.nu + ahead.nu
         now = _Iterate(x, lam - (projected - v), nu, lam, found.merit)
@@ -259,7 +259,7 @@ def settle(problem: Instance, point: Point) -> Polished:
     scale = scales(at, point, problem.unit)
     tau = scale.tau
     v, kink = at.dual.snap(_settled(at, point, tau), _negligible(at, point, scale, tau))
-    point = point._replace(lam=at.dual.project(v) / tau)
+    point = point._replace(lam=at.dual.nearest(v) / tau)
     u = torch.cat([point.x, v, point.nu], 1)
     unknown = torch.zeros_like(point.x[:, 0])
     return Polished(point, u, kink.any(1), at, scale, problem.reduced(at, v, tau), unknown)
@@ -268,7 +268,7 @@ def settle(problem: Instance, point: Point) -> Polished:
 def _settled(at: Local, point: Point, tau: Tensor) -> Float64[Tensor, "B m"]:
     """v = τλ - s; an inequality has one of the two, not both with rounding."""
     alone = at.dual.alone
-    slack = torch.where(alone & (point.lam > 0), 0.0, at.g - torch.where(alone, at.dual.project(at.g), 0.0))
+    slack = torch.where(alone & (point.lam > 0), 0.0, at.g - torch.where(alone, at.dual.nearest(at.g), 0.0))
     return tau * point.lam + slack
 
 

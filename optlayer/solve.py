@@ -162,7 +162,7 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     x[index], y[index] = torch.from_numpy(answer.x), torch.from_numpy(answer.y)
     iterations[index] = torch.from_numpy(answer.iterations)
     lam, nu = y.split([form.m, form.p], 1)
-    polished = polish(problem, Point(x, form.dual.project(lam), nu), LONG if answer.far else PATIENCE)
+    polished = polish(problem, Point(x, form.dual.nearest(lam), nu), LONG if answer.far else PATIENCE)
     residuals = _certificate(problem, polished, tolerance)
     residuals[_ran_away(problem, x, polished.point) | _restless(problem, polished, residuals)] = torch.inf
     named = index.tolist()

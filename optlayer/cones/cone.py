@@ -29,6 +29,10 @@ class ConvexCone(ABC):
     def project(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
         """Π(v), the nearest point of K; differentiable twice, in every mode and nesting."""
 
+    def nearest(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
+        """Π(v), a number: without the expansion that only derivatives need."""
+        return self.project(v.detach())
+
     @abstractmethod
     def jvp(
         self, v: Float64[Tensor, "*batch dim"], dv: Float64[Tensor, "*batch dim"]
@@ -73,7 +77,7 @@ class ConvexCone(ABC):
     ) -> Bool[Tensor, "*batch"]:
         """Whether v is within `tolerance` of K."""
         v = v.detach()
-        return torch.linalg.vector_norm(v - self.project(v), dim=-1) <= tolerance
+        return torch.linalg.vector_norm(v - self.nearest(v), dim=-1) <= tolerance
 
 
 # ------------------------------------------------------------------------------------------ spectra

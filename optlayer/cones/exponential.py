@@ -54,6 +54,9 @@ class Exponential(CurvedCone):
         at, v0 = _point(v, largest), v.detach()
         return at.value + 0.5 * (at.apply(v0, v - v0) + at.apply(v, v - v0))
 
+    def nearest(self, v: Tensor, largest: bool = False) -> Float64[Tensor, "*batch 3"]:
+        return _point(v, largest).value
+
     def jvp(self, v: Tensor, dv: Tensor, largest: bool = False) -> Float64[Tensor, "*batch 3"]:
         return _point(v, largest).apply(v, dv)
 

@@ -23,6 +23,9 @@ class CurvedCone(ConvexCone):
     def project(self, v: Tensor, largest: bool = False) -> Float64[Tensor, "*batch dim"]: ...
 
     @abstractmethod
+    def nearest(self, v: Tensor, largest: bool = False) -> Float64[Tensor, "*batch dim"]: ...
+
+    @abstractmethod
     def jvp(self, v: Tensor, dv: Tensor, largest: bool = False) -> Float64[Tensor, "*batch dim"]: ...
 
     @abstractmethod
@@ -43,15 +46,15 @@ class CurvedCone(ConvexCone):
         v in K the boundary of K is no farther than that of the half-space.
         """
         v = v.detach()
-        p = self.project(v).detach()
+        p = self.nearest(v)
         y = v - p
         outward = _nearest(v, self.outer_normals(v))
         inward = _nearest(v, self.rays(v))
         inside, polar = (y == 0).all(-1, keepdim=True), (p == 0).all(-1, keepdim=True)
         # once more from the boundary: the error is then relative to its own size, not to that of v
-        on_cone = self.project(torch.where(inside, v + outward, p)).detach()
+        on_cone = self.nearest(torch.where(inside, v + outward, p))
         on_polar = torch.where(polar, v + inward, y)
-        on_polar = on_polar - self.project(on_polar).detach()
+        on_polar = on_polar - self.nearest(on_polar)
         to_cone, to_polar = torch.where(inside, outward, y), torch.where(polar, inward, p)
         near_cone, near_polar = (
             torch.linalg.vector_norm(a, dim=-1) <= tolerance for a in (to_cone, to_polar)
@@ -83,6 +86,9 @@ class DualCone(ConvexCone):
 
     def project(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
         return v + self.dual.project(-v, largest=True)
+
+    def nearest(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
+        return v.detach() + self.dual.nearest(-v, largest=True)
 
     def jvp(self, v: Tensor, dv: Tensor) -> Float64[Tensor, "*batch dim"]:
         return dv - self.dual.jvp(-v, dv, largest=True)

@@ -48,6 +48,9 @@ class _PowerCone(CurvedCone):
         at, v0 = _point(v, self.alphas, largest), v.detach()
         return at.value + 0.5 * (at.apply(v0, v - v0) + at.apply(v, v - v0))
 
+    def nearest(self, v: Tensor, largest: bool = False) -> Float64[Tensor, "*batch dim"]:
+        return _point(v, self.alphas, largest).value
+
     def jvp(self, v: Tensor, dv: Tensor, largest: bool = False) -> Float64[Tensor, "*batch dim"]:
         return _point(v, self.alphas, largest).apply(v, dv)
 

@@ -56,6 +56,9 @@ class Semidefinite(ConvexCone):
         E = at.into(smat(v - v.detach()))
         return at.projected(v.detach()) + svec(at.out(at.first * E + at.second(E, E)))
 
+    def nearest(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
+        return _spectral(v).projected(v.detach())
+
     def jvp(self, v: Tensor, dv: Tensor) -> Float64[Tensor, "*batch dim"]:
         at = _spectral(v)
         E, H = at.into(smat(v - v.detach())), at.into(smat(dv))
