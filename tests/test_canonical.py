@@ -26,6 +26,7 @@ from optlayer.cones import (
 )
 from optlayer.declare import canonical as module
 from optlayer.declare.canonical import Canonical, NotDPP, canonicalize
+from optlayer.declare.copied import without_copies
 from optlayer.forms import affine
 
 rng = np.random.default_rng(3)
@@ -344,6 +345,47 @@ def test_rows_name_the_constraint_they_come_from():
     # norm(x) <= r is one inequality, and one second-order cone that belongs to the atom.
     assert form.rows.tolist() == [3] + [0] * 8 + [1] * 8 + [2] * 4 + [-1] * 4
     assert set(attributed("bounds").canonical.rows.tolist()) == {-1, 0}
+
+
+def test_without_its_copies_it_is_the_same_programme(case):
+    """At every point of the smaller space: rows, value, slope, and what is read off x and y."""
+    whole, theta = case.canonical, case.theta
+    small, objective = without_copies(whole)
+    flat = affine.Parts([theta[None]], 1, theta.device)
+    x = torch.from_numpy(rng.standard_normal((1, small.n))).requires_grad_()
+    expanded = x if objective.f is None else objective.f.copy(x) + objective.f.shift(theta)
+    rows = whole.A(theta) @ expanded[0] - whole.b(theta)
+    kept = torch.isin(torch.arange(whole.m), whole.rows.new_tensor(kept_rows(whole, rows)))
+    assert int(kept.sum()) == small.m
+    assert_close(rows[kept].detach().numpy(), (small.A(theta) @ x[0] - small.b(theta)).detach().numpy())
+    assert whole.m - small.m == whole.zero - small.zero == whole.n - small.n
+    assert small.rows.equal(whole.rows[kept])
+    value = expanded[0] @ whole.P(theta) @ expanded[0] / 2 + whole.q(theta) @ expanded[0] + whole.d(theta)
+    assert objective.value(x, (), flat).item() == pytest.approx(value.item(), rel=1e-12)
+    (slope,) = torch.autograd.grad(value, x)
+    assert_close(objective.gradient(x, (), flat).detach().numpy(), slope.numpy())
+    y = torch.from_numpy(rng.standard_normal(whole.m))
+    for before, after in zip(whole.variables, small.variables, strict=True):
+        assert torch.equal(before(expanded), after(x))
+    for before, after in zip(whole.duals, small.duals, strict=True):
+        assert all(torch.equal(a(y), b(y[kept])) for a, b in zip(before, after, strict=True))
+
+
+def kept_rows(whole, rows):
+    """Those that somebody asks for, or that an expanded point leaves open."""
+    return [i for i in range(whole.m) if i >= whole.zero or whole.rows[i] >= 0 or abs(rows[i]) > 1e-9]
+
+
+def test_the_copies_of_a_sum_of_squares_leave_the_programme():
+    """|z - x|² has no coordinates but z's; a row whose multiplier is asked for keeps its own."""
+    z, w, x = cp.Variable(4), cp.Variable(4), cp.Parameter(4)
+    rows = [cp.norm(z) <= 1, w == z - x]
+    case = Case(cp.sum_squares(z - x) + cp.sum_squares(3 * z[:2]), rows, [z], [(x, np.ones(4))])
+    assert case.canonical.n == 4 + 4 + 2 + 1 + 4
+    small, objective = without_copies(case.canonical)
+    assert (small.n, small.zero) == (4 + 1 + 4, 4)
+    assert objective.P.pattern.is_diagonal
+    assert sorted(objective.P(case.theta).diagonal().tolist()) == [0] * 5 + [2, 2, 20, 20]
 
 
 def test_what_nobody_mentions_is_zero():

@@ -114,6 +114,13 @@ def test_projections_are_members(cone: ConvexCone, spread: float) -> None:
     assert not belongs(cone, outside, 1e-12).all()
 
 
+@pytest.mark.parametrize("cone", KINKED, ids=str)
+def test_the_nearest_point_is_the_projection_as_a_number(cone: ConvexCone) -> None:
+    v = scaled(cone).requires_grad_()
+    assert torch.equal(cone.nearest(v), cone.project(v).detach())
+    assert not cone.nearest(v).requires_grad
+
+
 @every_cone
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_moreau(cone: ConvexCone, scale: float) -> None:
