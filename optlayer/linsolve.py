@@ -212,7 +212,7 @@ def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
     eigenvalues, W = torch.linalg.eigh(K)
     null = eigenvalues.abs() <= RANK * K.shape[-1] * eigenvalues.abs().amax(1, keepdim=True)
     inverse = torch.where(null, 0.0, 1.0 / eigenvalues)
-    bases = [(s.unsqueeze(-1) * W)[i][:, own] for i, own in enumerate(null)]
+    bases = [Wi[:, own] for Wi, own in zip(s.unsqueeze(-1) * W, null)]  # as many columns as are needed
     onto_null = torch.stack([Z @ torch.linalg.pinv(Z) for Z in bases])
 
     def off_null(a: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def _to_rest(search: "_Search", best: _Iterate, found: Polished) -> Polished:
     only at a root. The step is taken with the K of the settled point, which is at hand.
     """
     ahead = _ahead(search.problem, found)
-    moving = (best.merit <= ROUNDED) & ahead.sound & _moves(found, ahead)
+    moving = (best.merit <= ROUNDED) & ahead.sound & _moves(search.problem, found, ahead)
     if not moving.any():
         return found._replace(ahead=ahead)
     last = search.after(found, ahead)
@@ -107,13 +107,12 @@ def _ahead(problem: Instance, found: Polished) -> Step:
     return found.reduced.solve(-stationarity(at, lam, nu), v - found.tau * lam - at.g, -at.h)
 
 
-def _moves(found: Polished, step: Step) -> Bool[Tensor, " B"]:
-    """Whether a step changes x coordinate by coordinate, or v cone by cone, by more than rounding."""
-    at, x = found.at, found.point.x
-    v = found.u[:, x.shape[1] :][:, : step.v.shape[1]]
-    still = torch.maximum(AT_REST * x.abs(), NOISE * extent(at, x))
-    change = torch.cat([step.x.abs() > still, step.v.abs() > AT_REST * at.dual.over_blocks(v.abs())], 1)
-    return change.any(1)
+def _moves(problem: Instance, found: Polished, step: Step) -> Bool[Tensor, " B"]:
+    """Whether a step changes some coordinate of x, or v on some cone, by more than rounding."""
+    x, v, _ = problem.form.split(found.u)
+    of_x = torch.maximum(AT_REST * x.abs(), NOISE * extent(found.at, x))
+    of_v = AT_REST * found.at.dual.over_blocks(v.abs())
+    return torch.cat([step.x.abs() > of_x, step.v.abs() > of_v], 1).any(1)
 
 
 def start(problem: Instance) -> Point:

@@ -37,7 +37,10 @@ class _Copies(NamedTuple):
 
 
 def without_copies(canonical: Canonical) -> tuple[Canonical, AffineObjective]:
-    """The programme in fewer coordinates and rows, and its objective; the same where nothing is a copy."""
+    """The programme in fewer coordinates and rows, and its objective, which d is then no part of.
+
+    Both are the given ones where nothing is a copy.
+    """
     whole = AffineObjective(canonical.P.on_diagonal(), canonical.q, canonical.d)
     copies = _copies(canonical)
     if not len(copies.row):
@@ -84,7 +87,7 @@ def _copies(canonical: Canonical) -> _Copies:
 
 
 def _squared_alone(P: AffineMap) -> Array:
-    """Coordinates that P holds on its diagonal only, and constant."""
+    """Coordinates that P holds on its diagonal only, and constant, or not at all."""
     i, j = np.divmod(P.places.numpy(), P.shape[0])
     moves = np.bincount(P.entry.numpy(), minlength=len(i)) > 0
     return np.bincount(i[(i != j) | moves], minlength=P.shape[0]) == 0
