@@ -193,10 +193,23 @@ class Instance:
             h=origin.A @ x + origin.h,
         )
 
-    def reduced(self, at: Local, v: Float64[Tensor, "B m"], tau: Float64[Tensor, "B m"]) -> "Reduction":
-        """K at a point of this problem; what does not move with the point is prepared once."""
-        base = self._base if self.form.quadratic and at.dual.is_orthant else None
-        return Reduction(at, at.dual.spectrum(v), tau, base)
+    def reduced(
+        self,
+        at: Local,
+        v: Float64[Tensor, "B m"],
+        tau: Float64[Tensor, "B m"],
+        before: "Reduction | None" = None,
+    ) -> "Reduction":
+        """K at a point of this problem; what does not move with the point is prepared once.
+
+        With the same active inequalities and the same τ the K of a quadratic programme is the one before.
+        """
+        spectrum = at.dual.spectrum(v)
+        if not (self.form.quadratic and at.dual.is_orthant):
+            return Reduction(at, spectrum, tau)
+        if before is not None and tau is before.tau and torch.equal(spectrum.d, before.spectrum.d):
+            return before
+        return Reduction(at, spectrum, tau, self._base)
 
     @cached_property
     def _base(self) -> Base:
