@@ -8,13 +8,16 @@ and the certificate ask, so that neither ever sees which of the two it holds: pr
 least of something over the entries of each row or column.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
+
+T = TypeVar("T")
 
 FULL = 0.2  # part of the entries from which on a matrix is better kept dense
 SMALL = 1024  # entries up to which it is in any case
@@ -79,6 +82,17 @@ class Pattern:
         """The pattern of the transpose, and the order its entries have here."""
         order = (self.columns * max(self.shape[0], 1) + self.rows).argsort()
         return Pattern((self.shape[1], self.shape[0]), self.columns[order], self.rows[order]), order
+
+    def once(self, find: Callable[["Pattern"], T]) -> T:
+        """find(self), kept; a pattern lives as long as the layer it belongs to."""
+        if find not in self._found:
+            self._found[find] = find(self)
+        found: T = self._found[find]
+        return found
+
+    @cached_property
+    def _found(self) -> dict[Callable[["Pattern"], Any], Any]:
+        return {}
 
     def above(self, lower: "Pattern") -> "Pattern":
         """That of [M; lower]."""

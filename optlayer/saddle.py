@@ -8,7 +8,8 @@ With both diagonals shifted by ±δ, K is quasidefinite (Vanderbei 1995), and
 
     S = sE (H + δ)⁻¹ (sE)ᵀ + D + δ        S μ = sE (H + δ)⁻¹ a - c,    x = (H + δ)⁻¹ (a - (sE)ᵀμ)
 
-needs Cholesky factors only. The answer is refined against the matrix *without* the shift, and its residual
+needs Cholesky factors only; those of a chain of blocks where H is diagonal and the rows of E come in stages
+(`banded`). The answer is refined against the matrix *without* the shift, and its residual
 says whether it can be trusted; whoever asks must have another way for the samples where it cannot.
 
 H and E usually stay while s, D and the set of fixed coordinates change from step to step: `Base` keeps what
@@ -24,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from optlayer.banded import Chain, Tridiagonal, chain_of
 from optlayer.fill import factor_work
 from optlayer.matrix import Matrix, Sparse, largest, or_one
 
@@ -81,6 +83,20 @@ class Base:
         return factor_work(self.H.pattern, self.E.pattern)
 
     @cached_property
+    def chain(self) -> Chain | None:
+        """The stages of S, where it has some that save work."""
+        if self.diagonal is None or not isinstance(self.E, Sparse):
+            return None
+        return self.E.pattern.once(chain_of)
+
+    @cached_property
+    def staged(self) -> Float64[Tensor, "#B T 2b c"]:
+        """E by stages."""
+        assert self.chain is not None
+        assert isinstance(self.E, Sparse)
+        return self.chain.blocks(self.E)
+
+    @cached_property
     def rows(self) -> Float64[Tensor, "#B k n"]:
         """E."""
         return self.E.dense()
@@ -94,8 +110,7 @@ class Base:
         """The same with some coordinates fixed; a diagonal's factor is its inverse."""
         E = self.rows
         if self.diagonal is not None:
-            inverse = 1.0 / self.diagonal
-            weights = inverse if fixed is None else torch.where(fixed, 0.0, inverse)
+            weights = self.weights(fixed)
             V = weights.unsqueeze(2) * E.mT
             return weights, V, E @ V
         H = self.H.dense()
@@ -109,6 +124,12 @@ class Base:
         L = torch.where((info == 0)[:, None, None], L, torch.nan)
         V = cholesky_solve(L, E.mT)
         return L, V, E @ V
+
+    def weights(self, fixed: Bool[Tensor, "B n"] | None) -> Float64[Tensor, "#B n"]:
+        """(H + δ)⁻¹ of a diagonal H, 0 where a coordinate is fixed."""
+        assert self.diagonal is not None
+        inverse = 1.0 / self.diagonal
+        return inverse if fixed is None else torch.where(fixed, 0.0, inverse)
 
 
 Shifted = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (a, c) -> (x, μ) of the shifted K
@@ -139,10 +160,14 @@ class Factor:
             self._shifted = shifted(base, s, self._D, fixed)
             return
         self._shifted = self._by_blocks
-        self._H_factor, self._V, M = base.free if fixed is None else base.eliminate(fixed)
         self._is_diagonal = base.diagonal is not None
+        self._S: _Definite | _EachDefinite | Tridiagonal | None = None
+        if base.chain is not None:
+            self._H_factor = base.weights(fixed)
+            self._S = Tridiagonal(base.chain, base.staged, self._H_factor, s, self._D + SHIFT)
+            return
+        self._H_factor, self._V, M = base.free if fixed is None else base.eliminate(fixed)
         k = D.shape[1]
-        self._S: _Definite | _EachDefinite | None = None
         if k > MANY and s is not None:
             self._S = _EachDefinite(M, s, self._D + SHIFT)
         elif k:
@@ -211,6 +236,8 @@ class Factor:
             return x, c
         mu = self._S.solve(self._rows(x) - c)
         scaled = mu if self._s is None else self._s * mu
+        if self._base.chain is not None:
+            return x - self._H_factor * self._base.E.mT(scaled), mu
         return x - (self._V @ scaled.unsqueeze(2)).squeeze(2), mu
 
     def _over_H(self, a: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors"},
     {"solution"},
     {"linsolve", "matrix", "batch", "report", "modes"},
-    {"columns", "fill"},
+    {"columns", "fill", "banded"},
     {"saddle", "least_norm"},
     {"sparse_saddle"},
     {"implicit"},
