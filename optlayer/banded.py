@@ -29,7 +29,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
-from optlayer.matrix import Pattern, Sparse
+from optlayer.matrix import Pattern, Sparse, picked
 
 Array = np.ndarray
 
@@ -69,7 +69,7 @@ class Chain:
 
     def joined(self, values: Float64[Tensor, "B T b"]) -> Float64[Tensor, "B k"]:
         """Row by row again."""
-        return values.flatten(1).index_select(1, self.places)
+        return picked(values.flatten(1), self.places)
 
 
 class Tridiagonal:
@@ -140,7 +140,8 @@ def _substituted(b: Float64[Tensor, "B T b 1"], M: Float64[Tensor, "B T-1 b b"])
 
 def _taken(values: Float64[Tensor, "B r"], index: Tensor, left_over: float, stages: int) -> Tensor:
     """values[:, index] by stages; the index behind the last means a place that is left over."""
-    return torch.nn.functional.pad(values, (0, 1), value=left_over)[:, index].unflatten(1, (stages, -1))
+    padded = torch.nn.functional.pad(values, (0, 1), value=left_over)
+    return picked(padded, index).unflatten(1, (stages, -1))
 
 
 # ------------------------------------------------------------------------------------ the stages

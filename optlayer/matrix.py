@@ -262,8 +262,8 @@ class Sparse(_Peaks):
 
     def scaled(self, left: Tensor | float, right: Tensor | float) -> "Sparse":
         """diag(left) M diag(right)."""
-        left = left[:, self.pattern.rows] if isinstance(left, Tensor) else left
-        right = right[:, self.pattern.columns] if isinstance(right, Tensor) else right
+        left = picked(left, self.pattern.rows) if isinstance(left, Tensor) else left
+        right = picked(right, self.pattern.columns) if isinstance(right, Tensor) else right
         return Sparse(left * self.values * right, self.pattern)
 
     @property
@@ -311,19 +311,19 @@ class Sparse(_Peaks):
 
     def least(self, x: Float64[Tensor, "B c"]) -> Float64[Tensor, "B r"]:
         """min_j x_j / |M_ij| over entries that are not 0; inf where there is none."""
-        return self._over_rows(_ratio(x[:, self.pattern.columns], self.abs.values), "amin", torch.inf)
+        return self._over_rows(_ratio(picked(x, self.pattern.columns), self.abs.values), "amin", torch.inf)
 
     def column_least(self, y: Float64[Tensor, "B r"]) -> Float64[Tensor, "B c"]:
         """min_i y_i / |M_ij|."""
-        return self._over_columns(_ratio(y[:, self.pattern.rows], self.abs.values), "amin", torch.inf)
+        return self._over_columns(_ratio(picked(y, self.pattern.rows), self.abs.values), "amin", torch.inf)
 
     def _by_column(self, x: Tensor) -> Float64[Tensor, "B nnz"]:
         """M_ij x_j."""
-        return self.values * (x if self.pattern.is_diagonal else x.index_select(1, self.pattern.columns))
+        return self.values * (x if self.pattern.is_diagonal else picked(x, self.pattern.columns))
 
     def _by_row(self, y: Tensor) -> Float64[Tensor, "B nnz"]:
         """M_ij y_i."""
-        return self.values * (y if self.pattern.is_row_each else y.index_select(1, self.pattern.rows))
+        return self.values * (y if self.pattern.is_row_each else picked(y, self.pattern.rows))
 
     def _over_rows(self, terms: Float64[Tensor, "B nnz"], how: Any, start: float) -> Float64[Tensor, "B r"]:
         if self.pattern.is_row_each:
@@ -342,6 +342,11 @@ Matrix = Dense | Sparse
 def largest(a: Float64[Tensor, "*batch k"]) -> Float64[Tensor, "*batch 1"]:
     """max_i |a_i|, 0 where there is none."""
     return a.abs().amax(-1, keepdim=True) if a.shape[-1] else a.sum(-1, keepdim=True)
+
+
+def picked(x: Float64[Tensor, "B c"], index: Int64[Tensor, " k"]) -> Float64[Tensor, "B k"]:
+    """x[:, index], for which gather takes a third of the time."""
+    return x.gather(1, index.expand(len(x), -1))
 
 
 def or_one(a: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from optlayer.matrix import Dense, Matrix, Sparse, largest, or_one, stacked
+from optlayer.matrix import Dense, Matrix, Sparse, largest, or_one, picked, stacked
 
 LIMIT = 60  # iterations
 PATIENCE = 10  # of them, in which the error must halve; not asked of the first two rounds
@@ -207,12 +207,12 @@ class Bounds:
 
     def minus_product(self, base: Tensor, x: Tensor, out: Tensor) -> Float64[Tensor, "B b"]:
         """base - Gx."""
-        x = x if self.columns is None else x.index_select(1, self.columns)
+        x = x if self.columns is None else picked(x, self.columns)
         return torch.addcmul(base, self.g, x, value=-1.0, out=out)
 
     def plus_product(self, base: Tensor, x: Tensor) -> Float64[Tensor, "B b"]:
         """base + Gx."""
-        x = x if self.columns is None else x.index_select(1, self.columns)
+        x = x if self.columns is None else picked(x, self.columns)
         return torch.addcmul(base, self.g, x)
 
     def plus_transposed(self, base: Tensor, y: Tensor, sign: float = 1.0) -> Float64[Tensor, "B n"]:
