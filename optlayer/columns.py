@@ -1,6 +1,8 @@
 """What solvers want of matrices: compressed columns."""
 
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,8 +46,14 @@ class Columns:
         return self.values[0 if self.constant else i]
 
     def matrix(self, i: int) -> Any:
-        """One sample as scipy has it; its structure is shared with all others."""
-        return sparse.csc_matrix((self.at(i), self.rows, self.starts), shape=self.shape)
+        """One sample as scipy has it; its structure, checked once, is shared with all others."""
+        matrix = copy(self._first)
+        matrix.data = self.at(i)
+        return matrix
+
+    @cached_property
+    def _first(self) -> Any:
+        return sparse.csc_matrix((self.at(0), self.rows, self.starts), shape=self.shape)
 
     def upper(self) -> "Columns":
         """The upper triangle, all that solvers read of a symmetric matrix."""
