@@ -137,7 +137,7 @@ def _substituted(b: Float64[Tensor, "B T b 1"], M: Float64[Tensor, "B T-1 b b"])
     first, *others = b.unbind(1)
     y = [first]
     for right, coupling in zip(others, M.unbind(1), strict=True):
-        y.append(right - coupling @ y[-1])
+        y.append(torch.baddbmm(right, coupling, y[-1], alpha=-1.0))
     return torch.stack(y, 1)
 
 
