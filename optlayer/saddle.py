@@ -236,7 +236,7 @@ class Factor:
             return x, c
         mu = self._S.solve(self._rows(x) - c)
         scaled = mu if self._s is None else self._s * mu
-        if self._base.chain is not None:
+        if self._is_diagonal:
             return x - self._H_factor * self._base.E.mT(scaled), mu
         return x - (self._V @ scaled.unsqueeze(2)).squeeze(2), mu
 
