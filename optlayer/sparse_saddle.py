@@ -40,7 +40,6 @@ Solve = Callable[[Array], Array]
 LARGE = 2000  # rows and columns of K from which on it may be met sparsely
 BYTES = 2**28  # what the dense blocks of one sample may take
 SLOWER = 30.0  # a sparse operation, in dense ones
-CHAINED = 8.0  # operations in a chain of blocks, in the time of one of a sparse factorization
 SCHUR = 8.0  # entries of S, in those of E, up to which it is preferred to K
 TOLERANCE = 1e-11  # relative residual of one iterative solve
 SWEEPS = 2000  # iterations of it
@@ -52,14 +51,9 @@ def factor(base: Base, s: Tensor | None, D: Float64[Tensor, "B k"], fixed: Tenso
 
 
 def is_sparse(base: Base) -> bool:
-    """Whether K is met sparsely: its dense blocks do not fit, or a sparse factor takes less time.
-
-    A chain of blocks is met as that: it fits wherever K does, and the samples go through it side by side.
-    """
+    """Whether K is met sparsely: its dense blocks do not fit, or a sparse factor takes less time."""
     (k, n), H = base.E.shape, base.H
     if not (isinstance(H, Sparse) and isinstance(base.E, Sparse)) or n + k <= LARGE:
-        return False
-    if base.chain is not None and base.chain.work <= CHAINED * base.factor_work:
         return False
     curved = base.diagonal is None
     numbers, dense = (
