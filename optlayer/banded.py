@@ -70,7 +70,7 @@ class Chain:
 
     def joined(self, values: Float64[Tensor, "B T b"]) -> Float64[Tensor, "B k"]:
         """Row by row again."""
-        return picked(values.flatten(1), self.places)
+        return picked(values.reshape(len(values), -1), self.places)
 
 
 class Tridiagonal:
@@ -144,7 +144,7 @@ def _substituted(b: Float64[Tensor, "B T b 1"], M: Float64[Tensor, "B T-1 b b"])
 def _taken(values: Float64[Tensor, "B r"], index: Tensor, left_over: float, stages: int) -> Tensor:
     """values[:, index] by stages; the index behind the last means a place that is left over."""
     padded = torch.nn.functional.pad(values, (0, 1), value=left_over)
-    return picked(padded, index).unflatten(1, (stages, -1))
+    return picked(padded, index).reshape(len(values), stages, -1)
 
 
 # ------------------------------------------------------------------------------------ the stages
@@ -157,8 +157,8 @@ def chain_of(E: Pattern) -> Chain | None:
     if whole < STEP or float(torch.bincount(E.columns).double().square().sum()) > MEETINGS:
         return None
     meets = _meetings(E)
-    cuts = [(order, _cut(_reach(meets, order))) for order in (np.arange(k), _from_the_far_end(meets))]
-    order, ends = min(cuts, key=lambda cut: _steps(cut[1]))
+    cuts = [(order, _cut(_reach(meets, order), n)) for order in (np.arange(k), _from_the_far_end(meets))]
+    order, ends = min(cuts, key=lambda cut: _expected(cut[1], n))
     chain = _chained(E, order, ends)
     return chain if chain.work < whole else None
 
@@ -186,11 +186,11 @@ def _reach(meets: sparse.csr_matrix, order: Array) -> Int64[Array, " k"]:
     return np.maximum.accumulate(last[order]) + 1
 
 
-def _cut(reach: Array) -> Int64[Array, " T"]:
+def _cut(reach: Array, n: int) -> Int64[Array, " T"]:
     """Where stages end, with the least work: the first stage's width decides, none is narrower."""
     widest = int((reach - np.arange(len(reach))).max())
     firsts = range(1, min(len(reach), max(widest, NARROW)) + 1)
-    return min((_ends(reach, first) for first in firsts), key=_steps)
+    return min((_ends(reach, first) for first in firsts), key=lambda ends: _expected(ends, n))
 
 
 def _ends(reach: Array, first: int) -> Int64[Array, " T"]:
@@ -200,16 +200,16 @@ def _ends(reach: Array, first: int) -> Int64[Array, " T"]:
     return np.array(ends)
 
 
-def _steps(ends: Array) -> float:
-    """Work of the factor alone."""
-    return _work(len(ends), _widest(ends), 0)
+def _expected(ends: Array, n: int) -> float:
+    """Work, if all stages have as many of the n columns."""
+    return _work(len(ends), _widest(ends), n / len(ends))
 
 
 def _widest(ends: Array) -> int:
     return int(np.diff(ends, prepend=0).max())
 
 
-def _work(stages: int, width: int, slots: int) -> float:
+def _work(stages: int, width: int, slots: float) -> float:
     return stages * (3.0 * width**3 + 4.0 * width**2 * slots + STEP)
 
 

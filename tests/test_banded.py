@@ -1,12 +1,13 @@
 """A Schur complement in stages against the dense one, and when it is taken."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
 
-from optlayer import banded
+from optlayer import OptLayer, banded, saddle
 from optlayer.banded import Chain, Tridiagonal, chain_of
 from optlayer.matrix import Dense, Pattern, Sparse, diagonal
 from optlayer.saddle import Base, Factor, Solved
@@ -215,3 +216,72 @@ def test_unequal_stages_have_places_left_over() -> None:
     stages, width, _ = found.shape
     assert stages * width > len(found.places)
     assert np.array_equal(found.rows[found.places].numpy(), np.arange(len(found.places)))
+
+
+# ---------------------------------------------------------------------- as a part of a layer
+
+
+def control(stages: int, states: int, inputs: int) -> tuple[OptLayer, tuple[torch.Tensor, ...]]:
+    """A linear-quadratic regulator with bounded inputs, and values of which some are at their bounds."""
+    layer = OptLayer(
+        [cp.Variable((stages + 1, states)), cp.Variable((stages, inputs))],
+        [cp.Parameter(states), cp.Parameter((states, states)), cp.Parameter((states, inputs))],
+        lambda x, u, x0, A, B: cp.sum_squares(x) + 0.1 * cp.sum_squares(u),
+        [lambda x, u, x0, A, B: u - 0.3, lambda x, u, x0, A, B: -0.3 - u],
+        [lambda x, u, x0, A, B: x[0] - x0, lambda x, u, x0, A, B: x[1:] - x[:-1] @ A.T - u @ B.T],
+    )
+    A = torch.eye(states, dtype=DOUBLE) + 0.1 * normal(2, states, states)
+    theta = (
+        normal(2, states, seed=1),
+        A / torch.linalg.matrix_norm(A, 2)[:, None, None],
+        normal(2, states, inputs),
+    )
+    return layer, tuple(t.requires_grad_() for t in theta)
+
+
+@pytest.fixture
+def met(monkeypatch: pytest.MonkeyPatch) -> list[Tridiagonal]:
+    """All chains that are factored."""
+    found: list[Tridiagonal] = []
+
+    class Noted(Tridiagonal):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            found.append(self)
+
+    monkeypatch.setattr(saddle, "Tridiagonal", Noted)
+    return found
+
+
+def test_solution_and_gradient_are_those_of_dense_blocks(
+    met: list[Tridiagonal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, theta = control(24, 6, 2)
+
+    def found() -> list[torch.Tensor]:
+        x, u = layer(*theta)
+        return [x, u, *torch.autograd.grad(x.square().sum() + u.sin().sum(), theta)]
+
+    by_stages = found()
+    assert met
+    assert (by_stages[1].abs() == 0.3).any()
+    assert (by_stages[1].abs() < 0.3).any()
+    met.clear()
+    monkeypatch.setattr(Base, "chain", None)
+    for mine, theirs in zip(by_stages, found(), strict=True):
+        assert (mine - theirs).abs().max() <= 1e-10 * theirs.abs().max()
+    assert not met
+
+
+def test_many_gradients_at_once(met: list[Tridiagonal]) -> None:
+    """The older vmap knows few views."""
+    layer, theta = control(24, 6, 2)
+    u = layer(*theta)[1]
+    weights = normal(3, *u.shape, seed=7)
+    together = torch.autograd.grad(u, theta, weights, is_grads_batched=True, retain_graph=True)
+    assert met
+    for i, weight in enumerate(weights):
+        for mine, theirs in zip(
+            together, torch.autograd.grad(u, theta, weight, retain_graph=True), strict=True
+        ):
+            assert torch.allclose(mine[i], theirs, rtol=1e-12, atol=1e-13)
