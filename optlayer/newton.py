@@ -20,8 +20,6 @@ from optlayer.matrix import or_one
 from optlayer.saddle import CLOSE, ROUGH
 
 TARGET = 2e-14  # relative residual at which there is nothing left to gain
-SHARED = 1e-6  # at which a K serves more than one step
-CHORDS = 3  # and how many more
 HALVINGS = 30
 
 
@@ -54,26 +52,8 @@ class Search(NamedTuple):
     handed: Float64[Tensor, "B n"]  # size of the rows of auxiliary variables, which hold multipliers only
 
     def step(self, now: Iterate, at: Local, running: Bool[Tensor, " B"]) -> tuple[Iterate, Local, Reduction]:
-        """One Newton step for the running samples, and its K; where it came close, a few more with that.
-
-        DΠ of a curved cone changes with v, as far as that has moved: a K that brought the residual from ε to
-        ε² brings it on by factors of ε, each for a fraction of what a new one costs.
-        """
+        """One Newton step for the running samples, halved until it stays in the domain; and its K."""
         reduced = self.problem.reduced(at, now.v, self.tau)
-        now, at = self._step(now, at, running, reduced)
-        for _ in range(CHORDS if reduced.spectrum.turns else 0):
-            close = running & (now.merit > TARGET) & (now.merit <= SHARED)
-            if not close.any():
-                break
-            again, _ = self._step(now, at, close, reduced)
-            now = chosen(again.merit < now.merit, again, now)
-            at = self.problem.at(self.point(now))
-        return now, at, reduced
-
-    def _step(
-        self, now: Iterate, at: Local, running: Bool[Tensor, " B"], reduced: Reduction
-    ) -> tuple[Iterate, Local]:
-        """A step for the running samples, halved until it stays in the domain."""
         dx, v, nu = self._newton(now, at, reduced)
         target = Iterate(now.x, v, nu, at.dual.nearest(v), now.merit)
         t = torch.where(running, 1.0, 0.0)
@@ -84,7 +64,7 @@ class Search(NamedTuple):
             if (merit.isfinite() | ~running).all():
                 break
             t = torch.where(merit.isfinite(), t, 0.5 * t)
-        return full._replace(merit=torch.where(running, merit, now.merit)), new_at
+        return full._replace(merit=torch.where(running, merit, now.merit)), new_at, reduced
 
     def merit(self, at: Local, now: Iterate) -> Float64[Tensor, " B"]:
         """The worst row of F(u), relative; inf outside of the domain.
