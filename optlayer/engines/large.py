@@ -1,8 +1,8 @@
 """Which engines a large sparse quadratic programme is for, read off its patterns.
 
-OSQP factorizes once where an interior point method does so in every step; SCS with conjugate gradients
-never does, for patterns that would fill in. Neither is asked for more than Newton's method needs to set out
-from: the polish does the rest.
+An interior point method factorizes in every step, OSQP a few times, SCS once, and with conjugate gradients
+never: the more a factor fills in, the later in this row. None is asked for more than Newton's method needs to
+set out from: the polish does the rest.
 """
 
 from functools import reduce
@@ -17,19 +17,25 @@ from optlayer.forms.blocks import AffineObjective, AffineRows
 from optlayer.forms.programme import Programme
 from optlayer.matrix import FULL, Pattern
 
-LARGE = 2000  # unknowns up to which a direct method sample by sample is quickest
+MIDDLE, LARGE = 500, 2000  # unknowns up to which a direct method sample by sample is quickest: always; where
+# its factors stay sparse
+CHEAP = 600  # operations of a factorization for each entry, up to which they do, and it may be repeated
 NOWHERE = torch.zeros(0, dtype=torch.int64)
 ROUGHLY, CAREFULLY = ({"eps_abs": eps, "eps_rel": eps} for eps in (1e-4, 1e-8))
 
 
 def large_engines(form: Programme) -> tuple[OSQP | SCS | Clarabel, ...]:
     """Best first, for a programme over the orthant; none where it is not large, or dense."""
-    patterns = _patterns(form) if form.size > LARGE else None
+    patterns = _patterns(form) if form.size > MIDDLE else None
     if patterns is None:
         return ()
-    if factor_work(*patterns) <= WORK:
-        return OSQP(ROUGHLY), Clarabel({}), Clarabel({}, rescale=True)
-    return SCS({"indirect": True, **ROUGHLY}), SCS({"indirect": True, **CAREFULLY})
+    work = factor_work(*patterns)
+    if work > WORK:
+        return SCS({"indirect": True, **ROUGHLY}), SCS({"indirect": True, **CAREFULLY})
+    then = Clarabel({}), Clarabel({}, rescale=True)
+    if work > CHEAP * sum(pattern.nnz for pattern in patterns):
+        return SCS(ROUGHLY), *then
+    return (OSQP(ROUGHLY), *then) if form.size > LARGE else ()
 
 
 def _patterns(form: Programme) -> tuple[Pattern, Pattern] | None:

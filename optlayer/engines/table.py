@@ -6,7 +6,8 @@
     inequalities only, H diagonal and few rows     interior        the same
     inequalities only, small                       interior        the same
     inequalities only, up to a few thousand        PIQP            the same
-    inequalities only, larger and sparse           OSQP, or SCS    Clarabel, or SCS again   (`large`)
+    inequalities only, sparse, and fills in        SCS             Clarabel, or SCS again   (`large`)
+    inequalities only, larger and sparse           OSQP            Clarabel
     inequalities only, larger and dense            SCS             the same
     other cones                                    Clarabel        in units of the data, SCS
     not quadratic                                  Clarabel by cvxpy, SCS by cvxpy
@@ -38,7 +39,7 @@ Engine = InteriorQP | Interior | Clarabel | OSQP | SCS | PIQP | Moreau | Cvxpy |
 BY_NAME = {"INTERIOR": InteriorQP, "CLARABEL": Clarabel, "OSQP": OSQP, "PIQP": PIQP, "MOREAU": Moreau}
 
 SMALL = 64  # unknowns that dense batched factors take in their stride
-DENSE = 400  # unknowns up to which Moreau was measured to be the quickest with dense inequalities
+DENSE = 200  # unknowns up to which Moreau was measured to be the quickest with dense inequalities
 
 
 def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> tuple[Engine, ...]:
