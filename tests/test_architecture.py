@@ -210,3 +210,35 @@ def test_the_walk_sees(tmp_path: Path, path: str, source: str, complaint: str) -
 def test_the_front_door_check_sees() -> None:
     assert front_door_faults('"""doc"""\nfrom .layer import OptLayer\n__all__ = ["OptLayer"]') == []
     assert front_door_faults("import torch\nx = 1") == ["line 1: import torch", "line 2: x = 1"]
+
+
+# ------------------------------------------------------------------------------ rules of the whole house
+
+
+def sources() -> Iterator[tuple[Path, ast.AST]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_three_autograd_functions() -> None:
+    """The root that is attached, the linear solve, and the solve whose derivative is zero."""
+    found = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base) == "torch.autograd.Function" for base in node.bases)
+    ]
+    assert found == ["implicit.py: _Attach", "linsolve.py: _LinearSolve", "solve.py: _Solve"]
+
+
+def test_no_batched_lu() -> None:
+    """torch's is wrong on several threads in some builds; Cholesky, LDLᵀ and eigenvectors are not."""
+    wrong = {f"linalg.{name}{ex}" for name in ("solve", "inv", "lu_factor") for ex in ("", "_ex")}
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node).removeprefix("torch.") in wrong
+    ]
+    assert not found
