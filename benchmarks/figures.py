@@ -40,6 +40,8 @@ def _growth(axis: Axes, family: Family, rows: Sequence[Row], names: Sequence[str
     for who in names:
         own = [row for row in rows if row.who == who]
         axis.loglog([row.size for row in own], [row.both for row in own], label=who, **_look(who, names))
+    axis.set_xticks(family.sizes, [f"{size:,}" for size in family.sizes], fontsize="small")
+    axis.set_xticks([], minor=True)
     axis.grid(True, which="major", color=FAINT, linewidth=0.6)
     axis.set(title=family.name, xlabel=family.label, ylabel="ms")
 
