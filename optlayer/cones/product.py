@@ -65,7 +65,7 @@ class Product(ConvexCone):
     def project(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
         if self.is_orthant:
             return Nonnegative(self.dim).project(v)
-        return self._gather(v, [group.cone.project(v[..., group.rows]) for group in self.groups])
+        return self.gathered(v, [group.cone.project(v[..., group.rows]) for group in self.groups])
 
     def nearest(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
         if self.is_orthant:
@@ -77,7 +77,7 @@ class Product(ConvexCone):
     ) -> Float64[Tensor, "*batch dim"]:
         v, dv = torch.broadcast_tensors(v, dv)
         parts = [group.cone.jvp(v[..., group.rows], dv[..., group.rows]) for group in self.groups]
-        return self._gather(v, parts)
+        return self.gathered(v, parts)
 
     def eigen(self, v: Float64[Tensor, "*batch dim"]) -> tuple[Tensor, Tensor]:
         spectrum = self.spectrum(v)
@@ -88,12 +88,12 @@ class Product(ConvexCone):
         if self.is_orthant:
             return Spectrum(Nonnegative(self.dim).eigen(v)[0])
         parts = [group.cone.eigen(v[..., group.rows]) for group in self.groups]
-        d = self._gather(v, [part for part, _ in parts])
+        d = self.gathered(v, [part for part, _ in parts])
         turns = tuple(Turn(group.rows, W) for group, (_, W) in zip(self.groups, parts) if W is not None)
-        return Spectrum(d, turns, *self._layout)
+        return Spectrum(d, turns, *self.layout)
 
     @cached_property
-    def _layout(self) -> tuple[Tensor, Tensor | None]:
+    def layout(self) -> tuple[Tensor, Tensor | None]:
         """Where each row is among the turned ones, and which are not turned."""
         still = [group.rows.flatten() for group in self.groups if group.cone.dim <= 1]
         turned = [group.rows.flatten() for group in self.groups if group.cone.dim > 1]
@@ -118,7 +118,7 @@ class Product(ConvexCone):
             new, kink = group.cone.snap(v[..., group.rows], tolerance[..., group.rows[:, 0]])
             moved.append(new)
             kinks.append(kink.unsqueeze(-1).expand_as(new))
-        return self._gather(v, moved), self._gather(v.new_zeros(v.shape, dtype=torch.bool), kinks)
+        return self.gathered(v, moved), self.gathered(v.new_zeros(v.shape, dtype=torch.bool), kinks)
 
     def over_blocks(
         self, a: Float64[Tensor, "*batch dim"], reduce: Literal["amax", "sum"] = "amax"
@@ -130,6 +130,6 @@ class Product(ConvexCone):
         index = self.block.expand(a.shape)
         return result.scatter_reduce(-1, index, a, reduce, include_self=False)[..., self.block]
 
-    def _gather(self, like: Tensor, parts: list[Tensor]) -> Tensor:
+    def gathered(self, like: Tensor, parts: list[Tensor]) -> Tensor:
         """The groups' results, back in the order of the rows."""
         return torch.cat([like[..., :0], *(part.flatten(-2) for part in parts)], -1)[..., self.place]

@@ -62,7 +62,7 @@ class SecondOrder(ConvexCone):
         middle = (0.5 * (1 + t / length)).expand_as(v[..., 2:])
         d = torch.cat([torch.ones_like(t), torch.zeros_like(v[..., 1:2]), middle], -1)[..., : self.dim]
         d = torch.where(inside, 1.0, torch.where(mixed, d, 0.0))
-        return d, _frame(direction)
+        return d, frame(direction)
 
     def snap(self, v: Tensor, tolerance: Tensor) -> tuple[Tensor, Bool[Tensor, "*batch"]]:
         v, tolerance = v.detach(), tolerance.unsqueeze(-1)
@@ -92,7 +92,7 @@ def _polar(v: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return v[..., :1], length, x / length
 
 
-def _frame(direction: Float64[Tensor, "*batch k"]) -> Float64[Tensor, "*batch dim dim"]:
+def frame(direction: Float64[Tensor, "*batch k"]) -> Float64[Tensor, "*batch dim dim"]:
     """Columns (1, x̂)/√2, (1, -x̂)/√2 and (0, q), the q an orthonormal basis of x̂'s complement.
 
     The q are columns 2, 3, … of the Householder reflection that takes the first unit vector to ∓x̂.

@@ -65,21 +65,27 @@ class Semidefinite(ConvexCone):
         return svec(at.out(at.first * H + at.second(E, H) + at.second(H, E)))
 
     def eigen(self, v: Float64[Tensor, "*batch dim"]) -> tuple[Tensor, Tensor]:
-        """The eigenvectors of DΠ are svec(½(wᵢwⱼᵀ + wⱼwᵢᵀ)), normed."""
         at = _spectral(v)
-        i, j = (torch.from_numpy(index).to(v.device) for index in orderings.house_pairs(self.n))
-        wi, wj = at.W.mT[..., i, :], at.W.mT[..., j, :]  # (*batch, dim, n): one pair a row
-        pairs = wi.unsqueeze(-1) * wj.unsqueeze(-2)
-        norm = torch.where(i == j, v.new_tensor(0.5), v.new_tensor(0.5**0.5))[:, None]
-        return at.first[..., i, j], (norm * svec(pairs + pairs.mT)).mT
+        return eigenbasis(self.n, at.first, at.W)
 
     def snap(self, v: Tensor, tolerance: Tensor) -> tuple[Tensor, Bool[Tensor, "*batch"]]:
         v = v.detach()
-        eigenvalues, W = _eigh(smat(v))
+        eigenvalues, W = eigh(smat(v))
         small = eigenvalues.abs() <= tolerance.unsqueeze(-1)
         tie = small.any(-1)
         moved = svec((W * torch.where(small, 0.0, eigenvalues).unsqueeze(-2)) @ W.mT)
         return torch.where(tie.unsqueeze(-1), moved, v), tie
+
+
+def eigenbasis(
+    n: int, first: Float64[Tensor, "*batch n n"], W: Float64[Tensor, "*batch n n"]
+) -> tuple[Float64[Tensor, "*batch dim"], Float64[Tensor, "*batch dim dim"]]:
+    """The eigenvalues of E -> W (fᵢⱼ Êᵢⱼ)ᵢⱼ Wᵀ, and its eigenvectors svec(½(wᵢwⱼᵀ + wⱼwᵢᵀ)), normed."""
+    i, j = (torch.from_numpy(index).to(W.device) for index in orderings.house_pairs(n))
+    wi, wj = W.mT[..., i, :], W.mT[..., j, :]  # (*batch, dim, n): one pair a row
+    pairs = wi.unsqueeze(-1) * wj.unsqueeze(-2)
+    norm = torch.where(i == j, W.new_tensor(0.5), W.new_tensor(0.5**0.5))[:, None]
+    return first[..., i, j], (norm * svec(pairs + pairs.mT)).mT
 
 
 class _Spectral(NamedTuple):
@@ -114,7 +120,7 @@ class _Spectral(NamedTuple):
 
 
 def _spectral(v: Float64[Tensor, "*batch dim"]) -> _Spectral:
-    eigenvalues, W = _eigh(smat(v.detach()))
+    eigenvalues, W = eigh(smat(v.detach()))
     rounding = ROUNDING * W.shape[-1] * eigenvalues.abs().amax(-1, keepdim=True)
     eigenvalues = torch.where(eigenvalues.abs() <= rounding, 0.0, eigenvalues)
     high, low = (
@@ -131,7 +137,7 @@ def _spectral(v: Float64[Tensor, "*batch dim"]) -> _Spectral:
     return _Spectral(W, high, low, both, neither, gap, first)
 
 
-def _eigh(V: Float64[Tensor, "*batch n n"]) -> tuple[Tensor, Tensor]:
+def eigh(V: Float64[Tensor, "*batch n n"]) -> tuple[Tensor, Tensor]:
     """eigh refuses a whole batch for one NaN: those samples alone are NaN here. Subnormal ones are 0."""
     finite = V.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     tiny = V.abs().amax((-2, -1), keepdim=True) < torch.finfo(V.dtype).tiny
