@@ -159,6 +159,12 @@ def saddle(curvature: float, residual: float) -> Failure:
     return Failure(Status.INACCURATE, why, residual)
 
 
+def not_smoothed(mu: float, residual: float) -> Failure:
+    """An argmin beside which no point of the central path was found."""
+    why = f"solved, but not with smoothing={mu:g}: try a larger one, or None for the exact derivative"
+    return Failure(Status.INACCURATE, why, residual)
+
+
 def unexplained(
     plan: Plan, sample: Instance, point: Point, rows: Tensor, claim: Status, words: str
 ) -> Failure:

@@ -1,6 +1,7 @@
 """The layer: enter, solve, attach, leave. No mathematics."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from optlayer.forms.kkt import KKTForm, Root
 from optlayer.implicit import attach
 from optlayer.modes import undisturbed
 from optlayer.plan import Call, Outcome, Plan
+from optlayer.smoothing import SmoothedRoot, check_smooth
 from optlayer.solution import Flags, Residuals, Solution, Status
 from optlayer.solve import solve
 
@@ -56,6 +58,9 @@ class OptLayer(torch.nn.Module):
             or a callable `(error, solution) -> None`, called after such a solve, that may raise.
         nonunique: What to do where the minimizer is not unique and the derivative is the minimum-norm
             one: "warn" (once per layer), "raise", "ignore".
+        smoothing: μ, in units of the objective: derivatives are those of the minimizer of f + μ · barrier
+            instead of the argmin's, which for a linear programme is 0 almost everywhere; values stay exact.
+            For zero, nonnegative, second-order and semidefinite cones.
         tolerance: Relative KKT residual above which an answer is not accepted (dimensionless).
         solver_options: Handed to the solver by name.
 
@@ -93,7 +98,7 @@ class OptLayer(torch.nn.Module):
         )
         f, g, h = self._registered(objective, inequalities, equalities)
         self._declaration: Declared = Declaration(tuple(variables), tuple(parameters), f, g, h)
-        self._set_up(solver, method, on_failure, nonunique, tolerance, solver_options)
+        self._set_up(solver, method, on_failure, nonunique, smoothing, tolerance, solver_options)
 
     @classmethod
     def from_problem(
@@ -140,7 +145,7 @@ class OptLayer(torch.nn.Module):
         torch.nn.Module.__init__(layer)
         layer._weight_names = ()
         layer._declaration = ProblemDeclaration.of(problem, parameters, variables, gp)
-        layer._set_up(solver, method, on_failure, nonunique, tolerance, solver_options)
+        layer._set_up(solver, method, on_failure, nonunique, smoothing, tolerance, solver_options)
         return layer
 
     def _registered(
@@ -172,17 +177,21 @@ class OptLayer(torch.nn.Module):
         method: Method,
         on_failure: OnFailure,
         nonunique: Literal["warn", "raise", "ignore"],
+        smoothing: float | None,
         tolerance: float,
         solver_options: dict[str, Any],
     ) -> None:
         self._method, self._on_failure, self._nonunique = method, on_failure, nonunique
         self._solver, self._solver_options, self._tolerance = solver, solver_options, tolerance
+        self._smoothing = None if smoothing is None else float(smoothing)
         self._compile()
 
     def _compile(self) -> None:
         """Everything that can be derived from the declaration; a pickle does without it."""
         self._compiled = undisturbed(partial(compile_declaration, self._declaration, self._method))
         form = self._compiled.form
+        if self._smoothing is not None:
+            check_smooth(form.dual)
         self._plan = Plan(
             form=form,
             lift=self._compiled.lift,
@@ -193,6 +202,7 @@ class OptLayer(torch.nn.Module):
             tolerance=self._tolerance,
             raises=self._on_failure == "raise",
             nonunique=self._nonunique,
+            smoothing=self._smoothing,
         )
         self._slots = tuple(Slot(p.name(), p.shape) for p in self.inputs)
         for slot in self._slots:
@@ -261,23 +271,36 @@ class OptLayer(torch.nn.Module):
             theta, form = batch.theta, self._plan.form
             call = Call(batch.shape, batch.eps, _start(form, batch, warm_start))
             if batch.size == 0:
-                return self._leave(batch, *_empty(form, theta), theta, theta, primal_only)
+                u, outcome = _empty(form, theta)
+                point = form.recover(u, outcome.tau)
+                return self._leave(batch, point, outcome, theta, theta, primal_only)
             outcome = solve(self._plan, call, theta)
             theta = tuple(a.read(t) for a, t in zip(self._plan.admissible, theta, strict=True))
             if not self._plan.raises:
                 theta = tuple(_keep(outcome.status, t, 0.0) for t in theta)
             lifted = self._plan.lift(theta)
-            u = attach(Root(form, next(iter(call.factored), None)), outcome.u, (*lifted, outcome.tau))
-            solution = self._leave(batch, u, outcome, theta, lifted, primal_only and not call.errors)
+            point = self._attached(call, outcome, lifted)
+            solution = self._leave(batch, point, outcome, theta, lifted, primal_only and not call.errors)
         if callable(self._on_failure):
             for error in call.errors:
                 self._on_failure(error, solution)
         return solution
 
+    def _attached(self, call: Call, outcome: Outcome, theta: tuple[Tensor, ...]) -> Point:
+        """x, λ, ν with their derivatives; with smoothing exact in value, and as the smoothed root moves."""
+        form, mu, data = self._plan.form, self._plan.smoothing, (*theta, outcome.tau)
+        if mu is None:
+            root = Root(form, next(iter(call.factored), None))
+            return form.recover(attach(root, outcome.u, data), outcome.tau)
+        soft = SmoothedRoot(form, mu)
+        moving = soft.recover(attach(soft, outcome.smoothed, data), outcome.tau)
+        exact = form.recover(outcome.u, outcome.tau)
+        return Point(*(there + (part - part.detach()) for there, part in zip(exact, moving, strict=True)))
+
     def _leave(
         self,
         batch: Batch,
-        u: Tensor,
+        point: Point,
         outcome: Outcome,
         theta: tuple[Tensor, ...],
         lifted: tuple[Tensor, ...],
@@ -285,7 +308,6 @@ class OptLayer(torch.nn.Module):
     ) -> Solution:
         """From u to what the user asked for, failed rows NaN."""
         compiled, form = self._compiled, self._plan.form
-        point = form.recover(u, outcome.tau)
         reading = compiled.readout.read(point, theta)
 
         def leave(value: Tensor) -> Tensor:
@@ -386,8 +408,8 @@ def _check_options(method: Any, on_failure: Any, nonunique: Any, smoothing: Any,
         raise DeclarationError(f'on_failure={on_failure!r}, expected "raise", "nan" or a callable')
     if nonunique not in ("warn", "raise", "ignore"):
         raise DeclarationError(f'nonunique={nonunique!r}, expected "warn", "raise" or "ignore"')
-    if smoothing is not None:
-        raise DeclarationError("smoothing is not available in this version; leave it None")
+    if smoothing is not None and not (isinstance(smoothing, int | float) and 0 < smoothing < math.inf):
+        raise DeclarationError(f"smoothing={smoothing!r}, expected None or a positive number")
     if not (isinstance(tolerance, int | float) and 0 < tolerance < 1):
         raise DeclarationError(f"tolerance={tolerance!r}, expected a number between 0 and 1")
 

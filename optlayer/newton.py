@@ -54,7 +54,7 @@ class Search(NamedTuple):
     def step(self, now: Iterate, at: Local, running: Bool[Tensor, " B"]) -> tuple[Iterate, Local, Reduction]:
         """One Newton step for the running samples, halved until it stays in the domain; and its K."""
         reduced = self.problem.reduced(at, now.v, self.tau)
-        dx, v, nu = self._newton(now, at, reduced)
+        dx, v, nu = self.direction(now, at, reduced)
         target = Iterate(now.x, v, nu, at.dual.nearest(v), now.merit)
         t = torch.where(running, 1.0, 0.0)
         for _ in range(HALVINGS):
@@ -87,7 +87,7 @@ class Search(NamedTuple):
         """x, λ, ν."""
         return Point(now.x, now.projected / self.tau, now.nu)
 
-    def _newton(self, now: Iterate, at: Local, reduced: Reduction) -> tuple[Tensor, Tensor, Tensor]:
+    def direction(self, now: Iterate, at: Local, reduced: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         """Δx, v⁺, ν⁺."""
         left = stationarity(at, now.projected / self.tau, now.nu)
         residual = (-left, now.v - now.projected - at.g, -at.h)

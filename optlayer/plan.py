@@ -29,6 +29,7 @@ class Plan:
     tolerance: float
     raises: bool  # on_failure="raise": stop at the first batch with a failed sample
     nonunique: Literal["warn", "raise", "ignore"]
+    smoothing: float | None = None  # μ of the smoothed derivatives
     warned: list[bool] = field(default_factory=list)  # whether the one warning was given
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Plan":
@@ -60,6 +61,7 @@ class Outcome(NamedTuple):
     iterations: Int64[Tensor, " B"]
     residuals: Float64[Tensor, "B 4"]  # in the order of `Residuals`
     flags: Bool[Tensor, "B 3"]  # in the order of `Flags`
+    smoothed: Float64[Tensor, "B N"]  # roots of the smoothed conditions; u itself without smoothing
 
     @staticmethod
     def of_nothing(form: KKTForm, size: int) -> "Outcome":
@@ -71,4 +73,5 @@ class Outcome(NamedTuple):
             iterations=torch.zeros(size, dtype=torch.int64),
             residuals=torch.full((size, 4), torch.nan, dtype=torch.float64),
             flags=torch.zeros(size, 3, dtype=torch.bool),
+            smoothed=torch.zeros(size, form.size, dtype=torch.float64),
         )

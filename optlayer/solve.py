@@ -30,6 +30,7 @@ from optlayer.modes import without_saved_tensor_hooks
 from optlayer.plan import Call, Outcome, Plan
 from optlayer.polish import LONG, PATIENCE, Polished, polish, restlessness, start
 from optlayer.report import Failure, explain
+from optlayer.smoothing import smoothed_roots
 from optlayer.solution import Status
 
 STRIDE = 1e3  # growth of x from an engine's answer to the polished one that is no polish any more
@@ -118,6 +119,7 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
             _explain_claims(plan, problem, attempt, pending, failed)
     if pending.any():
         _explain_rest(plan, problem, attempt, pending, failed)
+    failed |= _smooth(plan, problem, outcome, pending)
     _report(plan, call, failed, size)
     for i, failure in failed.items():
         outcome.status[i] = failure.status
@@ -240,6 +242,18 @@ def _saddles(problem: Instance, attempt: _Attempt, certified: Tensor) -> dict[in
     worst = attempt.residuals.amax(1)
     found = failures.samples(certified & (curvature < 0))
     return {i: failures.saddle(curvature[i].item(), worst[i].item()) for i in found}
+
+
+def _smooth(plan: Plan, problem: Instance, outcome: Outcome, missing: Tensor) -> dict[int, Failure]:
+    """Roots to differentiate instead of the exact ones; where none is found a sample has failed."""
+    if plan.smoothing is None:
+        outcome.smoothed.copy_(outcome.u)
+        return {}
+    roots, arrived = smoothed_roots(problem, plan.smoothing, outcome.u, outcome.tau)
+    outcome.smoothed.copy_(roots)
+    worst = outcome.residuals.amax(1)
+    lost = ~arrived & ~missing & worst.isfinite()
+    return {i: failures.not_smoothed(plan.smoothing, worst[i].item()) for i in failures.samples(lost)}
 
 
 def _take(outcome: Outcome, rows: Tensor, attempt: _Attempt) -> None:

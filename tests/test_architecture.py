@@ -26,7 +26,7 @@ FLOORS = [
     {"forms"},
     {"certify", "convexity"},
     {"farkas", "newton", "declare"},
-    {"polish"},
+    {"polish", "smoothing"},
     {"engines"},
     {"plan"},
     {"failures"},

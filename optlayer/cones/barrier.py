@@ -1,9 +1,10 @@
 r"""Projections smoothed by the cone's logarithmic barrier, for symmetric cones.
 
-    Π_μ(v) = argmin_p { ½|p - v|² - μ log det p },    p ∘ (p - v) = μe
+    Π_μ(v) = argmin_p { ½|p - v|² + μ b(p) },    p ∘ (p - v) = μe
 
-in the cone's Jordan algebra: with v = τλ - s the points p = τλ and p - v = s of the central path, s ∘ τλ = μe
-instead of 0. Π_μ acts on the eigenvalues of v, as Π does, by
+with b = -log p, -½ log(t² - |x|²), -log det P, whose gradient is -p⁻¹ in the cone's Jordan algebra. With
+v = τλ - s these are the points p = τλ, p - v = s of the central path: s ∘ τλ is μe instead of 0. Π_μ acts on
+the eigenvalues of v, as Π does, by
 
     φ(a) = ½(a + r_a),    r_a = √(a² + 4μ),    φ'(a) = ½(1 + a/r_a) ∈ (0, 1)
 
@@ -52,6 +53,10 @@ class Smoothed:
         return self.cone.gathered(
             v, [smoothed(group.cone, *self._of(group.rows, v)) for group in self.cone.groups]
         )
+
+    def nearest(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
+        """Π_μ(v), a number."""
+        return self.project(v.detach())
 
     def spectrum(self, v: Float64[Tensor, "*batch dim"]) -> Spectrum:
         """DΠ_μ(v) = W diag(d) Wᵀ, as numbers."""

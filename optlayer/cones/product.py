@@ -70,7 +70,7 @@ class Product(ConvexCone):
     def nearest(self, v: Float64[Tensor, "*batch dim"]) -> Float64[Tensor, "*batch dim"]:
         if self.is_orthant:
             return Nonnegative(self.dim).nearest(v)
-        return self._gather(v, [group.cone.nearest(v[..., group.rows]) for group in self.groups])
+        return self.gathered(v, [group.cone.nearest(v[..., group.rows]) for group in self.groups])
 
     def jvp(
         self, v: Float64[Tensor, "*batch dim"], dv: Float64[Tensor, "*batch dim"]
