@@ -17,25 +17,27 @@ Vlastelica et al. (arXiv:1912.02175) describe the problem; Mandi & Guns (arXiv:2
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from optlayer.certify import scales
+from optlayer.certify import scales, stationarity
 from optlayer.cones import Product
 from optlayer.cones.barrier import SYMMETRIC, Smoothed
 from optlayer.errors import DeclarationError
 from optlayer.forms import Local, Point
 from optlayer.forms.kkt import Instance, KKTForm, Reduction
+from optlayer.matrix import or_one
 from optlayer.newton import Iterate, Search, chosen
 
 ARRIVED = 1e-10  # relative residual of F_μ that is a root
+ROUNDED = 1e-12  # and at which it may rise again
 EXACT = 1e-13  # and at which there is nothing left to gain
 STEPS = 60
 HALVINGS = 30
-DECREASE = 1e-4  # of the residual, that a step of length 1 must bring
+DECREASE = 1e-4  # of |DF_μ|, that a step of length 1 must bring
 
 
 @dataclass(frozen=True)
@@ -103,42 +105,73 @@ def smoothed_roots(
     problem: Instance, mu: float, u: Float64[Tensor, "B N"], tau: Float64[Tensor, "B m"]
 ) -> tuple[Float64[Tensor, "B N"], Bool[Tensor, " B"]]:
     """The roots of F_μ, by Newton's method from those of F, and which samples have arrived."""
-    root = SmoothedRoot(problem.form, mu)
-    soft = _Smoothed(problem.form, problem.theta, problem.size, root.cone(tau))
-    search, at, now = _begin(soft, problem, u, tau)
+    search = _Search.begin(problem, mu, u, tau)
     for _ in range(STEPS):
-        running = (now.merit > EXACT) & now.merit.isfinite()
-        before = now.merit
-        now, at = _step(search, now, at, running)
-        if not (now.merit < before).any():
+        if not search.step():
             break
+    now = search.now
     return torch.cat([now.x, now.v, now.nu], 1), now.merit <= ARRIVED
 
 
-def _begin(soft: _Smoothed, problem: Instance, u: Tensor, tau: Tensor) -> tuple[Search, Local, Iterate]:
-    """At the argmin, with its units."""
-    x, v, nu = problem.form.split(u)
-    point = problem.form.recover(u, tau)
-    scale = scales(problem.at(point), point, problem.unit)
-    search = Search(soft, tau, scale.length, scale.stationarity)
-    now = Iterate(x, v, nu, soft.cone.nearest(v), torch.full_like(x[:, 0], torch.inf))
-    at = soft.at(search.point(now))
-    return search, at, now._replace(merit=search.merit(at, now))
+class Units(NamedTuple):
+    """D⁻¹, of the rows of F_μ."""
+
+    stationarity: Float64[Tensor, "B n"]
+    inequality: Float64[Tensor, "B m"]
+    equality: Float64[Tensor, "B p"]
 
 
-def _step(search: Search, now: Iterate, at: Local, running: Bool[Tensor, " B"]) -> tuple[Iterate, Local]:
-    """A Newton step, halved until it lowers the residual; samples that it does not bring on stay."""
-    problem, found = search.problem, now
-    dx, v, nu = search.direction(now, at, problem.reduced(at, now.v, search.tau))
-    t = torch.ones_like(now.merit)
-    for _ in range(HALVINGS):
-        part = t[:, None]
-        x, v_there = problem.borders.move(now.x, part * dx), now.v + part * (v - now.v)
-        there = Iterate(x, v_there, now.nu + part * (nu - now.nu), at.dual.nearest(v_there), now.merit)
-        there = there._replace(merit=search.merit(problem.at(search.point(there)), there))
-        lower = running & (there.merit <= (1.0 - DECREASE * t) * now.merit)
-        found, running = chosen(lower, there, found), running & ~lower
-        if not running.any():
-            break
-        t = torch.where(running, 0.5 * t, t)
-    return found, problem.at(search.point(found))
+@dataclass
+class _Search:
+    """One call. F_μ is smooth: a short Newton step lowers every |DF_μ| with a fixed diagonal D > 0."""
+
+    newton: Search
+    units: Units
+    now: Iterate
+    at: Local
+
+    @classmethod
+    def begin(cls, problem: Instance, mu: float, u: Tensor, tau: Tensor) -> "_Search":
+        """At the argmin, in its units."""
+        soft = _Smoothed(problem.form, problem.theta, problem.size, Smoothed(problem.form.dual, mu * tau))
+        (x, v, nu), point = problem.form.split(u), problem.form.recover(u, tau)
+        at = problem.at(point)
+        scale = scales(at, point, problem.unit)
+        newton = Search(soft, tau, scale.length, scale.stationarity)
+        units = scale.stationarity, scale.slack + (mu * tau).sqrt(), scale.equality + at.A.abs @ scale.length
+        now = Iterate(x, v, nu, soft.cone.nearest(v), torch.full_like(x[:, 0], torch.inf))
+        search = cls(newton, Units(*map(or_one, units)), now, soft.at(newton.point(now)))
+        search.now = now._replace(merit=newton.merit(search.at, now))
+        return search
+
+    def step(self) -> bool:
+        """A Newton step, halved until |DF_μ| falls; whether it moved a sample that had not arrived."""
+        newton, now, at = self.newton, self.now, self.at
+        running = (now.merit > EXACT) & now.merit.isfinite()
+        dx, v, nu = newton.direction(now, at, newton.problem.reduced(at, now.v, newton.tau))
+        size, t, found = self._size(now, at), torch.ones_like(now.merit), now
+        waiting = running
+        for _ in range(HALVINGS):
+            there, at = self._there(dx, v - now.v, nu - now.nu, t[:, None])
+            lower = waiting & (self._size(there, at) <= (1.0 - DECREASE * t) * size)
+            lower |= waiting & (there.merit <= ROUNDED) & (there.merit <= now.merit)
+            found, waiting = chosen(lower, there, found), waiting & ~lower
+            if not waiting.any():
+                break
+            t = torch.where(waiting, 0.5 * t, t)
+        self.now, self.at = found, newton.problem.at(newton.point(found))
+        return bool((running & ~waiting & (now.merit > ARRIVED)).any())
+
+    def _there(self, dx: Tensor, dv: Tensor, dnu: Tensor, t: Float64[Tensor, "B 1"]) -> tuple[Iterate, Local]:
+        """Part of the way."""
+        now, problem = self.now, self.newton.problem
+        x, v = problem.borders.move(now.x, t * dx), now.v + t * dv
+        there = Iterate(x, v, now.nu + t * dnu, self.at.dual.nearest(v), now.merit)
+        at = problem.at(self.newton.point(there))
+        return there._replace(merit=self.newton.merit(at, there)), at
+
+    def _size(self, now: Iterate, at: Local) -> Float64[Tensor, " B"]:
+        """|DF_μ|."""
+        rows = stationarity(at, now.projected / self.newton.tau, now.nu), at.g - now.v + now.projected, at.h
+        scaled = torch.cat([row / unit for row, unit in zip(rows, self.units, strict=True)], 1)
+        return torch.linalg.vector_norm(scaled, dim=1)
