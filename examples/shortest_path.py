@@ -29,13 +29,14 @@ from _style import BLUE, FAINT, FIGURES, GOLD, GREEN, MUTED, RED, save
 from optlayer import OptLayer
 
 SIDE, FEATURES, DEGREE = 5, 5, 6  # nodes on a side; how far from linear the costs are
-TRAINING, HELD_OUT = 80, 200
-STEPS, SMOOTHING = 60, 0.3
+TRAINING, HELD_OUT = 60, 120
+STEPS, EVERY, SMOOTHING = 40, 4, 0.3
 
 
 class Data(NamedTuple):
     x: Tensor  # (samples, FEATURES)
     cost: Tensor  # (samples, arcs)
+    shortest: Tensor  # () the sum of the lengths of the shortest paths
 
 
 def arcs() -> list[tuple[int, int]]:
@@ -64,11 +65,12 @@ def shortest_path(smoothing: float | None = None) -> OptLayer:
     )
 
 
-def draw(generator: torch.Generator, B: Tensor, samples: int) -> Data:
+def draw(generator: torch.Generator, B: Tensor, samples: int, layer: OptLayer) -> Data:
     """c = ((Bx/√k + 3)/3)^degree, with a tenth of noise."""
     x = torch.randn(samples, FEATURES, generator=generator, dtype=torch.float64)
     noise = 0.9 + 0.2 * torch.rand(samples, len(B), generator=generator, dtype=x.dtype)
-    return Data(x, ((x @ B.T / FEATURES**0.5 + 3) / 3) ** DEGREE * noise)
+    cost = ((x @ B.T / FEATURES**0.5 + 3) / 3) ** DEGREE * noise
+    return Data(x, cost, (cost * layer(cost)).sum())
 
 
 def least_squares(data: Data) -> Tensor:
@@ -82,22 +84,22 @@ def with_one(x: Tensor) -> Tensor:
 
 def regret(layer: OptLayer, weights: Tensor, data: Data) -> Tensor:
     """How much longer the paths chosen are than the shortest ones, on average and relative."""
-    best = (data.cost * layer(data.cost).detach()).sum(1)
-    chosen = (data.cost * layer(with_one(data.x) @ weights.T)).sum(1)
-    return (chosen - best).sum() / best.sum()
+    chosen = (data.cost * layer(with_one(data.x) @ weights.T)).sum()
+    return chosen / data.shortest - 1
 
 
-def train(layer: OptLayer, data: Data, held_out: Data, name: str) -> tuple[Tensor, list[float]]:
-    """Adam on the regret, from the least-squares fit; the held-out regret on the way."""
+def train(layer: OptLayer, judge: OptLayer, data: Data, held_out: Data) -> tuple[Tensor, list[float]]:
+    """Adam on the regret, from the least-squares fit; the held-out regret, before and every few steps."""
     weights = least_squares(data).requires_grad_()
-    optimizer = torch.optim.Adam([weights], 0.03)
-    course = []
-    for _ in trange(STEPS, desc=name):
-        course.append(regret(layer, weights, held_out).item())
+    optimizer = torch.optim.Adam([weights], 0.05)
+    course = [regret(judge, weights, held_out).item()]
+    for step in trange(1, STEPS + 1):
         optimizer.zero_grad()
         regret(layer, weights, data).backward()
         optimizer.step()
-    return weights.detach(), [*course, regret(layer, weights, held_out).item()]
+        if step % EVERY == 0:
+            course.append(regret(judge, weights, held_out).item())
+    return weights.detach(), course
 
 
 # ---------------------------------------------------------------------------- drawing
@@ -106,7 +108,7 @@ def train(layer: OptLayer, data: Data, held_out: Data, name: str) -> tuple[Tenso
 def figure(courses: dict[str, list[float]], paths: dict[str, Tensor], cost: Tensor, file: Path) -> None:
     canvas, axes = plt.subplots(1, 1 + len(paths), figsize=(10, 3.2), width_ratios=[1.6, *[1] * len(paths)])
     for (name, course), color in zip(courses.items(), (MUTED, BLUE)):
-        axes[0].plot([100 * r for r in course], color=color, label=name)
+        axes[0].plot(range(0, STEPS + 1, EVERY), [100 * r for r in course], color=color, label=name)
     axes[0].set(title="detour on held-out samples, per cent", xlabel="step of Adam", ylim=(0, None))
     axes[0].legend(loc="lower left")
     for axis, (name, path), color in zip(axes[1:], paths.items(), (GREEN, RED, BLUE)):
@@ -132,10 +134,10 @@ def main(figures: Path = FIGURES) -> dict[str, float]:
     """Train with the exact and with the smoothed derivative; the detours on samples that neither saw."""
     generator = torch.Generator().manual_seed(1)
     B = torch.bernoulli(torch.full((len(arcs()), FEATURES), 0.5, dtype=torch.float64), generator=generator)
-    data, held_out = draw(generator, B, TRAINING), draw(generator, B, HELD_OUT)
     exact, smoothed = shortest_path(), shortest_path(SMOOTHING)
-    _, flat = train(exact, data, held_out, "exact derivative")
-    weights, learned = train(smoothed, data, held_out, "smoothed derivative")
+    data, held_out = draw(generator, B, TRAINING, exact), draw(generator, B, HELD_OUT, exact)
+    _, flat = train(exact, exact, data, held_out)
+    weights, learned = train(smoothed, exact, data, held_out)
 
     cost = held_out.cost
     fitted, best = (exact(with_one(held_out.x) @ W.T) for W in (least_squares(data), weights))

@@ -57,6 +57,14 @@ def test_input_convex(tmp_path: Path) -> None:
     assert written(tmp_path) == ["input_convex.png"]
 
 
+def test_shortest_path(tmp_path: Path) -> None:
+    numbers = run("shortest_path", tmp_path)
+    assert numbers["exact"] == numbers["least_squares"]  # the exact derivative is 0
+    assert numbers["smoothed"] < 0.7 * numbers["least_squares"]
+    assert numbers["vertices"] < 1e-12
+    assert written(tmp_path) == ["shortest_path.png"]
+
+
 def test_least_squares_l1(tmp_path: Path) -> None:
     numbers = run("least_squares_l1", tmp_path)
     assert numbers["residual"] < 1e-13
