@@ -29,7 +29,7 @@ from _style import BLUE, FAINT, FIGURES, GOLD, GREEN, MUTED, RED, save
 from optlayer import OptLayer
 
 SIDE, FEATURES, DEGREE = 5, 5, 6  # nodes on a side; how far from linear the costs are
-TRAINING, HELD_OUT = 60, 120
+TRAINING, HELD_OUT = 100, 120
 STEPS, EVERY, SMOOTHING = 40, 4, 0.3
 
 
@@ -91,7 +91,7 @@ def regret(layer: OptLayer, weights: Tensor, data: Data) -> Tensor:
 def train(layer: OptLayer, judge: OptLayer, data: Data, held_out: Data) -> tuple[Tensor, list[float]]:
     """Adam on the regret, from the least-squares fit; the held-out regret, before and every few steps."""
     weights = least_squares(data).requires_grad_()
-    optimizer = torch.optim.Adam([weights], 0.05)
+    optimizer = torch.optim.Adam([weights], 0.1)
     course = [regret(judge, weights, held_out).item()]
     for step in trange(1, STEPS + 1):
         optimizer.zero_grad()

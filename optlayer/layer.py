@@ -288,12 +288,12 @@ class OptLayer(torch.nn.Module):
 
     def _attached(self, call: Call, outcome: Outcome, theta: tuple[Tensor, ...]) -> Point:
         """x, λ, ν with their derivatives; with smoothing exact in value, and as the smoothed root moves."""
-        form, mu, data = self._plan.form, self._plan.smoothing, (*theta, outcome.tau)
+        form, mu = self._plan.form, self._plan.smoothing
         if mu is None:
             root = Root(form, next(iter(call.factored), None))
-            return form.recover(attach(root, outcome.u, data), outcome.tau)
-        soft = SmoothedRoot(form, mu)
-        moving = soft.recover(attach(soft, outcome.smoothed, data), outcome.tau)
+            return form.recover(attach(root, outcome.u, (*theta, outcome.tau)), outcome.tau)
+        soft, tau = SmoothedRoot(form, mu), outcome.smoothed_tau
+        moving = soft.recover(attach(soft, outcome.smoothed, (*theta, tau)), tau)
         exact = form.recover(outcome.u, outcome.tau)
         return Point(*(there + (part - part.detach()) for there, part in zip(exact, moving, strict=True)))
 

@@ -61,7 +61,8 @@ class Outcome(NamedTuple):
     iterations: Int64[Tensor, " B"]
     residuals: Float64[Tensor, "B 4"]  # in the order of `Residuals`
     flags: Bool[Tensor, "B 3"]  # in the order of `Flags`
-    smoothed: Float64[Tensor, "B N"]  # roots of the smoothed conditions; u itself without smoothing
+    smoothed: Float64[Tensor, "B N"]  # roots of the smoothed conditions, and their τ; 0 without smoothing
+    smoothed_tau: Float64[Tensor, "B m"]
 
     @staticmethod
     def of_nothing(form: KKTForm, size: int) -> "Outcome":
@@ -74,4 +75,5 @@ class Outcome(NamedTuple):
             residuals=torch.full((size, 4), torch.nan, dtype=torch.float64),
             flags=torch.zeros(size, 3, dtype=torch.bool),
             smoothed=torch.zeros(size, form.size, dtype=torch.float64),
+            smoothed_tau=torch.ones(size, form.m, dtype=torch.float64),
         )

@@ -103,14 +103,14 @@ def _with(at: Local, cone: Smoothed) -> Local:
 
 def smoothed_roots(
     problem: Instance, mu: float, u: Float64[Tensor, "B N"], tau: Float64[Tensor, "B m"]
-) -> tuple[Float64[Tensor, "B N"], Bool[Tensor, " B"]]:
-    """The roots of F_μ, by Newton's method from those of F, and which samples have arrived."""
+) -> tuple[Float64[Tensor, "B N"], Float64[Tensor, "B m"], Bool[Tensor, " B"]]:
+    """The roots of F_μ by Newton's method from those of F, their own τ, and which samples have arrived."""
     search = _Search.begin(problem, mu, u, tau)
     for _ in range(STEPS):
         if not search.step():
             break
     now = search.now
-    return torch.cat([now.x, now.v, now.nu], 1), now.merit <= ARRIVED
+    return torch.cat([now.x, now.v, now.nu], 1), search.newton.tau, now.merit <= ARRIVED
 
 
 class Units(NamedTuple):
@@ -132,14 +132,19 @@ class _Search:
 
     @classmethod
     def begin(cls, problem: Instance, mu: float, u: Tensor, tau: Tensor) -> "_Search":
-        """At the argmin, in its units."""
-        soft = _Smoothed(problem.form, problem.theta, problem.size, Smoothed(problem.form.dual, mu * tau))
-        (x, v, nu), point = problem.form.split(u), problem.form.recover(u, tau)
+        """At the argmin, in units in which μ counts: where s is as long as x allows, λ = μ/s."""
+        form, point = problem.form, problem.form.recover(u, tau)
         at = problem.at(point)
         scale = scales(at, point, problem.unit)
-        newton = Search(soft, tau, scale.length, scale.stationarity)
-        units = scale.stationarity, scale.slack + (mu * tau).sqrt(), scale.equality + at.A.abs @ scale.length
-        now = Iterate(x, v, nu, soft.cone.nearest(v), torch.full_like(x[:, 0], torch.inf))
+        least = mu / or_one(scale.slack)
+        s = tau * point.lam - form.split(u)[1]
+        tau = scale._replace(multiplier=scale.multiplier + least).tau
+        terms = scale.stationarity + at.G.abs.mT(least)
+        units = terms, scale.slack + (mu * tau).sqrt(), scale.equality + at.A.abs @ scale.length
+        soft = _Smoothed(form, problem.theta, problem.size, Smoothed(form.dual, mu * tau))
+        v = tau * point.lam - s
+        newton = Search(soft, tau, scale.length, terms)
+        now = Iterate(point.x, v, point.nu, soft.cone.nearest(v), torch.full_like(u[:, 0], torch.inf))
         search = cls(newton, Units(*map(or_one, units)), now, soft.at(newton.point(now)))
         search.now = now._replace(merit=newton.merit(search.at, now))
         return search

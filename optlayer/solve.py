@@ -247,10 +247,10 @@ def _saddles(problem: Instance, attempt: _Attempt, certified: Tensor) -> dict[in
 def _smooth(plan: Plan, problem: Instance, outcome: Outcome, missing: Tensor) -> dict[int, Failure]:
     """Roots to differentiate instead of the exact ones; where none is found a sample has failed."""
     if plan.smoothing is None:
-        outcome.smoothed.copy_(outcome.u)
         return {}
-    roots, arrived = smoothed_roots(problem, plan.smoothing, outcome.u, outcome.tau)
+    roots, tau, arrived = smoothed_roots(problem, plan.smoothing, outcome.u, outcome.tau)
     outcome.smoothed.copy_(roots)
+    outcome.smoothed_tau.copy_(tau)
     worst = outcome.residuals.amax(1)
     lost = ~arrived & ~missing & worst.isfinite()
     return {i: failures.not_smoothed(plan.smoothing, worst[i].item()) for i in failures.samples(lost)}

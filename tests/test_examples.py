@@ -57,6 +57,15 @@ def test_input_convex(tmp_path: Path) -> None:
     assert written(tmp_path) == ["input_convex.png"]
 
 
+def test_degenerate(tmp_path: Path) -> None:
+    numbers = run("degenerate", tmp_path)
+    assert numbers["kink_flagged"] == numbers["kink_slope"] == 1
+    assert numbers["minimum_norm_error"] < 1e-12
+    assert numbers["smoothed_error"] < 1e-10
+    assert numbers["exact_slope"] == 0
+    assert written(tmp_path) == ["degenerate.png"]
+
+
 def test_shortest_path(tmp_path: Path) -> None:
     numbers = run("shortest_path", tmp_path)
     assert numbers["exact"] == numbers["least_squares"]  # the exact derivative is 0
