@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -95,10 +96,16 @@ class Pattern:
         return {}
 
     def above(self, lower: "Pattern") -> "Pattern":
-        """That of [M; lower]."""
-        rows = torch.cat([self.rows, lower.rows + self.shape[0]])
-        columns = torch.cat([self.columns, lower.columns])
-        return Pattern((self.shape[0] + lower.shape[0], self.shape[1]), rows, columns)
+        """That of [M; lower]; the same one again, so that what is once found out about it stays known."""
+        if lower not in self._above:
+            rows = torch.cat([self.rows, lower.rows + self.shape[0]])
+            columns = torch.cat([self.columns, lower.columns])
+            self._above[lower] = Pattern((self.shape[0] + lower.shape[0], self.shape[1]), rows, columns)
+        return self._above[lower]
+
+    @cached_property
+    def _above(self) -> WeakKeyDictionary["Pattern", "Pattern"]:
+        return WeakKeyDictionary()
 
     def to(self, device: torch.device) -> "Pattern":
         """The same on a device."""

@@ -94,3 +94,11 @@ def test_only_what_pays_is_kept_sparse():
     assert Pattern.of_places((100, 100), whole[::7]).is_sparse
     assert not Pattern.of_places((10, 10), whole[:100:7]).is_sparse
     assert Pattern.of_places((10, 10), whole[:100:11]).is_sparse  # a diagonal always
+
+
+def test_a_stack_of_two_patterns_is_made_once() -> None:
+    upper, lower = (Pattern.of_places((2, 3), torch.tensor(places)) for places in ([0, 4], [1, 2]))
+    assert upper.above(lower) is upper.above(lower)
+    again = Pattern(lower.shape, lower.rows, lower.columns)
+    assert upper.above(again) is not upper.above(lower)
+    assert upper.above(lower).rows.tolist() == [0, 1, 2, 2]
