@@ -10,6 +10,7 @@ import cvxpy as cp
 import torch
 from torch import Tensor
 
+from optlayer.declare.bounds import check_depth
 from optlayer.declare.opaque import Learned, Weight, torch_only
 from optlayer.errors import DeclarationError
 
@@ -85,6 +86,7 @@ def _as_expression(name: str, result: Any, leaves: Sequence[Any], theirs: Sequen
             f"{name} returned a {type(result).__name__}, expected an expression{_hint(result)}"
         )
     expression = cp.Expression.cast_to_const(result)
+    check_depth(name, expression)
     if expression.is_complex():
         raise DeclarationError(f"{name} is complex; only real expressions can be differentiated here")
     for leaf in [*expression.variables(), *expression.parameters()]:

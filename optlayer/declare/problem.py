@@ -12,6 +12,7 @@ from torch import Tensor
 from optlayer.declare import discipline, geometric
 from optlayer.declare import leaves as leaf
 from optlayer.declare.admissible import admissible
+from optlayer.declare.bounds import check_depth
 from optlayer.declare.copies import private, settled
 from optlayer.declare.outputs import Output, read_outputs
 from optlayer.declare.posed import Posed
@@ -72,6 +73,9 @@ class ProblemDeclaration:
         """
         if not isinstance(problem, cp.Problem):
             raise DeclarationError(f"problem is a {type(problem).__name__}, expected a cvxpy.Problem")
+        check_depth("the objective", problem.objective)
+        for i, constraint in enumerate(problem.constraints):
+            check_depth(f"constraint {i}", constraint)
         own: Any = cp.Problem(problem.objective, problem.constraints)
         names = tuple(f"constraint {i}: {shortened(c)}" for i, c in enumerate(own.constraints))
         _check_leaves(own, gp)

@@ -11,10 +11,12 @@ import cvxpy as cp
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import grad
 
 from optlayer.cones import Nonnegative, Product
 from optlayer.declare import leaves as leaf
 from optlayer.declare.blocks import Blocks, Polynomial, affine_blocks
+from optlayer.declare.bounds import check_size
 from optlayer.declare.branches import check_branch, torch_branch
 from optlayer.declare.callables import UserCallable
 from optlayer.declare.composite import composite
@@ -22,6 +24,7 @@ from optlayer.declare.declared import Declared
 from optlayer.declare.opaque import Chord, TorchFunction, check, is_opaque
 from optlayer.declare.points import Point, domain_points
 from optlayer.declare.posed import Row
+from optlayer.declare.recovery import Affine, Entries, entries
 from optlayer.declare.refusals import NotSmooth
 from optlayer.declare.separable import separable_hessian
 from optlayer.declare.translate import Translation, translate
@@ -41,6 +44,7 @@ from optlayer.forms.kkt import KKTForm
 from optlayer.forms.programme import Programme
 from optlayer.forms.smooth import SmoothForm
 
+FEWER = "declare fewer variables, or write it as a sum of functions of single coordinates"
 BESIDE = 1e-12  # of a border at 0
 COORDINATES, STRIDE = 20, 0.3  # along which a chord is drawn from each probe, of this part of its size
 PROBES = 3  # random points at which a declaration is examined
@@ -112,11 +116,16 @@ class SmoothCompiler:
                 reference,
                 domain=self._domain(flat),
             )
+        curved = self._curved(f)
+        if not curved.separable:
+            check_size(f"the Hessian of {self.declaration.objective_name}", n, n, FEWER)
+        if g.degree > AFFINE:
+            check_size("the Jacobian of the inequalities", g.size, n, FEWER)
         return SmoothForm(
             n=n,
             m=g.size,
             p=h.size,
-            objective=self._curved(f),
+            objective=curved,
             inequality=rows[0],
             equality=rows[1],
             reference=reference,
@@ -256,14 +265,17 @@ class SmoothCompiler:
         size = borders(x, *theta).numel()
         if not size:
             return None
-        if not self.points:
-            return Domain(borders, norms, (), (), size)
-        slopes = torch.stack([_jacobian(borders, *self._on_flat_point(p)) for p in self.points])
-        affine = (slopes - slopes[0]).abs().amax((0, 2)) == 0  # slopes that no probe saw move
-        alone = (slopes[0] != 0).sum(1) == 1
-        row = (affine & alone).nonzero().squeeze(1)
-        column = (slopes[0] != 0).to(torch.int8).argmax(1)[row]
-        return Domain(borders, norms, tuple(row.tolist()), tuple(column.tolist()), size)
+        single = _single_borders([self._slopes(borders, size, point) for point in self.points], n=len(x))
+        return Domain(borders, norms, *single, size)
+
+    def _slopes(self, borders: Callable[..., Tensor], size: int, point: Point) -> Entries:
+        """∂borders at a point."""
+        x, theta = self._on_flat_point(point)
+
+        def product(weights: Tensor, *theta: Tensor) -> Tensor:
+            return grad(lambda x: weights @ borders(x, *theta))(x)
+
+        return entries(Affine((size, len(x)), size, len(x), product), *theta)
 
     def _stops(self, flat: Callable[..., Callable[..., Tensor]]) -> list[int]:
         """Coordinates that must stay positive for what cvxpy cannot see into: below 0 it is not a number."""
@@ -279,6 +291,18 @@ class SmoothCompiler:
             )
             stopped.append(inside & ~outside)
         return torch.stack(stopped).all(0).nonzero().flatten().tolist()
+
+
+def _single_borders(slopes: Sequence[Entries], n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and slope of the borders that stop one coordinate, with a slope that no point saw move."""
+    if not slopes:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0).double()
+    places = torch.cat([found.places for found in slopes]).unique()
+    values = torch.stack([found.at(places) for found in slopes])
+    row, constant = places // n, (values == values[0]).all(0)
+    alone = torch.bincount(row)[row] == 1 if len(row) else constant
+    kept = alone & constant
+    return row[kept], places[kept] % n, values[0, kept]
 
 
 def _with_coordinates(borders: Callable[..., Tensor], columns: list[int]) -> Callable[..., Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from optlayer.cones import Product
@@ -48,18 +48,19 @@ class Point(NamedTuple):
     nu: Float64[Tensor, "B p"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Domain:
     """Where f, g, h are defined: `borders(x, *theta) > 0`, such as the arguments of logarithms.
 
-    Rows `row` of the borders are affine in one coordinate `column` of x alone, z >= 0 for an
-    entropy: there Newton can step in the logarithm of the distance.
+    Rows `row` of the borders are affine in one coordinate `column` of x alone, with a constant slope, z >= 0
+    for an entropy: there Newton can step in the logarithm of the distance.
     """
 
     borders: Function
     norms: Function  # those of the borders that are norms, without derivative at 0
-    row: tuple[int, ...]
-    column: tuple[int, ...]
+    row: Int64[Tensor, " k"]
+    column: Int64[Tensor, " k"]
+    slope: Float64[Tensor, " k"]
     size: int  # how many borders there are
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
-from torch.func import jacrev, vmap
+from torch.func import vmap
 
 from optlayer.forms import Domain
 
@@ -44,21 +44,21 @@ class Borders:
     @property
     def stops(self) -> bool:
         """Whether any coordinate is stopped by itself."""
-        return self._domain is not None and bool(self._domain.row)
+        return self._domain is not None and len(self._domain.row) > 0
 
     @cached_property
     def columns(self) -> Tensor:
         """The coordinate that each of the affine borders stops."""
         assert self._domain is not None
-        return torch.tensor(self._domain.column, device=self._origin.device)
+        return self._domain.column.to(self._origin.device)
 
     @cached_property
     def affine(self) -> tuple[Float64[Tensor, "B k"], Float64[Tensor, "B k"]]:
         """Slopes and offsets of those: slope z + offset > 0."""
         assert self._domain is not None
-        row = torch.tensor(self._domain.row, device=self._origin.device)
-        slopes = vmap(jacrev(self._domain.borders))(self._origin, *self._theta)[:, row, self.columns]
-        return slopes, self._values(self._origin)[:, row]
+        row, slope = (part.to(self._origin.device) for part in (self._domain.row, self._domain.slope))
+        offset = self._values(self._origin)[:, row]
+        return slope.expand_as(offset), offset
 
     @cached_property
     def box(self) -> Box:

@@ -31,6 +31,11 @@ from optlayer.matrix import Dense, Matrix, Sparse, diagonal
 class Curved(Protocol):
     """f, batched; see `blocks` for `theta` and `flat`."""
 
+    @property
+    def separable(self) -> bool:
+        """Whether f is a sum of functions of one coordinate each, and ∇²f diagonal."""
+        ...
+
     def value(self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts) -> Float64[Tensor, " B"]:
         """f, differentiable."""
         ...
@@ -147,13 +152,13 @@ class Composite:
     def _hessian(self, D: Float64[Tensor, "B k"], flat: Parts) -> Matrix:
         """P + JᵀDJ."""
         P, J = self.P.matrix(flat), self.J.matrix(flat)
-        if self._is_separable and isinstance(J, Sparse):
+        if self.separable and isinstance(J, Sparse):
             return diagonal(P.diagonal() + J.squared.mT(D))
         rows = J.dense()
         return Dense(P.dense() + rows.mT @ (D.unsqueeze(2) * rows))
 
     @cached_property
-    def _is_separable(self) -> bool:
+    def separable(self) -> bool:
         """Whether each y_k depends on one coordinate, and P is diagonal: then ∇²f is."""
         P = self.P.pattern
         return bool((self.J.pattern.count <= 1).all() and (P.rows == P.columns).all())
