@@ -62,9 +62,7 @@ def check_branch(
         DeclarationError: naming the callable, the argument and the amount.
     """
     for point in points:
-        _refuse_closed_over(name, branch, point)
-        expected = truth(*point)
-        got = branch(*(p.clone() for p in point))
+        expected, got = truth(*point), _values(name, branch, point, arguments)
         if got.numel() != expected.numel():
             raise DeclarationError(
                 f"the two branches of {name} disagree: cvxpy gives shape {tuple(expected.shape)}, "
@@ -95,17 +93,28 @@ def check_values(name: str, function: UserCallable, expression: cp.Expression, l
         branch = torch_branch(function, point)
         if branch is None:
             return
-        _refuse_closed_over(name, branch, point)
+        got = _values(name, branch, point, [leaf.name() for leaf in leaves])
         for leaf, value in zip(leaves, point, strict=True):
             leaf.save_value(value.numpy())
         expected = torch.as_tensor(np.asarray(expression.value, dtype=float))
         if expected.isfinite().all():
-            _compare(f"the two branches of {name} disagree in their values", branch(*point), expected)
+            _compare(f"the two branches of {name} disagree in their values", got, expected)
 
 
-def _refuse_closed_over(name: str, branch: Callable[..., Tensor], point: Sequence[Tensor]) -> None:
-    if branch(*(p.clone() for p in point)).requires_grad:
+def _values(
+    name: str, branch: Callable[..., Tensor], point: Sequence[Tensor], arguments: Sequence[str]
+) -> Tensor:
+    """Of the torch branch, which must depend on its arguments alone, and leave them as they are."""
+    given = [p.clone() for p in point]
+    got = branch(*given)
+    if got.requires_grad:
         raise DeclarationError(closed_over(name))
+    for argument, now, before in zip(arguments, given, point, strict=True):
+        if not torch.equal(now, before):
+            raise DeclarationError(
+                f"{name} writes into its argument {argument!r} in place; compute a new tensor instead"
+            )
+    return got
 
 
 def _pulled_back(function: Callable[..., Tensor], point: Sequence[Tensor]) -> list[Tensor]:
