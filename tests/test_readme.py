@@ -72,3 +72,13 @@ def test_a_wrong_page_fails(page: str, error: type[Exception]) -> None:
 
 def test_blocks_share_their_names() -> None:
     run("```python\nx = 1\nassert x\n```\n\n```python\nprint(x)\n```\n```text\n1\n```", "page")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:tests|optlayer|examples|benchmarks|docs)/[\w/]+\.(?:py|md|png|gif)", text)
+    linked = re.findall(r"\]\((?!http)([^)#]+)", text)
+    missing = [name for name in named if not (ROOT / name).exists()]
+    missing += [link for link in linked if not (page.parent / link).exists()]
+    assert not missing
