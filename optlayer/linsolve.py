@@ -164,7 +164,7 @@ def _solve_flat(K: Tensor, b: Tensor, n: int) -> Solved:
     eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
     K, b = torch.where(finite[:, None, None], K, eye), torch.where(finite[:, None], b, 0.0)
 
-    s = _ruiz(K)
+    s = ruiz(K)
     scaled, rhs = s[:, :, None] * K * s[:, None, :], s * b
     y, passed = _refined_ldl(scaled, rhs, n)
     singular, free = torch.zeros_like(passed), torch.zeros_like(K[:, 0, :n], dtype=torch.bool)
@@ -175,7 +175,7 @@ def _solve_flat(K: Tensor, b: Tensor, n: int) -> Solved:
     return Solved(torch.where(finite[:, None], x, torch.nan), singular, free)
 
 
-def _ruiz(K: Float64[Tensor, "B N N"]) -> Float64[Tensor, "B N"]:
+def ruiz(K: Float64[Tensor, "B N N"]) -> Float64[Tensor, "B N"]:
     """s > 0 such that the rows of diag(s) K diag(s) have largest entry about 1 (Ruiz 2001)."""
     s = K.new_ones(K.shape[:-1])
     for _ in range(RUIZ_SWEEPS if K.shape[-1] else 0):

@@ -43,7 +43,7 @@ def explain(failures: dict[int, Failure], size: int, batch: tuple[int, ...]) -> 
     error = ERRORS[kinds.pop()] if len(kinds) == 1 else SolveError
     return error(
         _message(failures, order, size, batch),
-        [_index(i, batch) for i in order] if batch else (),
+        [sample_index(i, batch) for i in order] if batch else (),
         [failures[i].status for i in order],
         [failures[i].residual for i in order],
     )
@@ -54,7 +54,7 @@ def _message(failures: dict[int, Failure], order: list[int], size: int, batch: t
         return f"no solution: the problem {_sentence(failures[order[0]])}"
     verb = "has" if len(order) == 1 else "have"
     none = "no unique solution" if failures[order[0]].status == Status.SOLVED else "no solution"
-    said = "; ".join(f"sample {_index(i, batch)} {_sentence(failures[i])}" for i in order[:NAMED])
+    said = "; ".join(f"sample {sample_index(i, batch)} {_sentence(failures[i])}" for i in order[:NAMED])
     more = f"; and {len(order) - NAMED} more" if len(order) > NAMED else ""
     left = size - len(order)
     invalid = failures[order[0]].status == Status.INVALID
@@ -73,6 +73,7 @@ def _sentence(failure: Failure) -> str:
     return f"{verb} ({failure.why})"
 
 
-def _index(i: int, batch: tuple[int, ...]) -> int | tuple[int, ...]:
+def sample_index(i: int, batch: tuple[int, ...]) -> int | tuple[int, ...]:
+    """What a user calls row i of a flattened batch."""
     index = tuple(int(k) for k in np.unravel_index(i, batch))
     return index[0] if len(index) == 1 else index

@@ -69,7 +69,7 @@ def check_branch(
                 f"torch {tuple(got.shape)}"
             )
         _compare(f"the two branches of {name} disagree in their values", got, expected)
-        pairs = zip(_pulled_back(branch, point), _pulled_back(truth, point), arguments, strict=True)
+        pairs = zip(pulled_back(branch, point), pulled_back(truth, point), arguments, strict=True)
         for mine, theirs, argument in pairs:
             what = f"the two branches of {name} disagree in the derivative with respect to {argument!r}"
             _compare(what, mine, theirs)
@@ -117,7 +117,7 @@ def _values(
     return got
 
 
-def _pulled_back(function: Callable[..., Tensor], point: Sequence[Tensor]) -> list[Tensor]:
+def pulled_back(function: Callable[..., Tensor], point: Sequence[Tensor]) -> list[Tensor]:
     """wᵀ∂f for a generic w, by argument: it sees any difference, and is no larger than the arguments."""
     arguments = [p.clone().requires_grad_() for p in point]
     value = function(*arguments).reshape(-1).double()
