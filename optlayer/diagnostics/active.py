@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from optlayer.certify import over
 from optlayer.cones import Product
 from optlayer.diagnostics.data import Constraint
 from optlayer.forms.conic import ConicForm
@@ -58,7 +59,7 @@ def margin(
     owners: Sequence[str], dual: Product, v: Float64[Tensor, " m"], unit: Float64[Tensor, " m"]
 ) -> tuple[float, str]:
     """The least |v| of an inequality in its unit, and whose it is; inf where there is none."""
-    relative = torch.where(dual.alone & (unit > 0), v.abs() / unit, torch.inf)
+    relative = torch.where(dual.alone & ((unit > 0) | (v == 0)), over(v.abs(), unit), torch.inf)
     if not relative.isfinite().any():
         return torch.inf, ""
     least = int(relative.argmin())

@@ -10,7 +10,7 @@ from optlayer.solution import Status
 
 ILL = 1e10  # condition of the scaled K that costs digits one can feel
 APART = 1e6  # how much of a condition number may be the units
-STEEP = 1e6  # relative gradient that a learner will feel
+STEEP = 1e3  # relative gradient that a learner will feel
 NEAR = 1e-6  # relative distance to a kink that noise in the data crosses
 DISAGREE = 1e-6  # of two branches
 EPS = 2e-16  # rounding in float64
@@ -178,7 +178,14 @@ def _flat(s: Sample) -> bool:
 
 def _wrong(s: Sample) -> bool:
     """Where the derivative exists and the differences could be taken, do they disagree?"""
-    return s.regular and s.slopes is not None and s.slopes.known and not (s.one_sided or s.slopes.agree)
+    if s.slopes is None or s.kink or s.nonunique or s.one_sided:
+        return False
+    return s.slopes.known and not s.slopes.agree
+
+
+def _apart(s: Sample) -> str:
+    said = f"derivatives and differences are {s.slopes.error if s.slopes else 0.0:.0e} apart, relatively"
+    return said + (": K is singular, the derivative the one of minimum norm" if s.degenerate else "")
 
 
 EXACT = (
@@ -186,8 +193,7 @@ EXACT = (
         "vertex",
         lambda s: _flat(s) and s.vertex,
         lambda s: "x is a vertex: active constraints that do not move hold all of it, its derivative is 0",
-        "for a linear programme pass smoothing=mu, about a tenth of the differences in the objective; "
-        "or add a strictly convex term",
+        "pass smoothing=mu, about a tenth of the differences in the objective",
     ),
     Rule(
         "flat",
@@ -198,8 +204,9 @@ EXACT = (
     Rule(
         "gradient",
         _wrong,
-        lambda s: f"derivatives and differences are {s.slopes.error if s.slopes else 0:.0e} apart",
-        "another seed= tells whether a kink is near; if none is, this is worth reporting as a bug",
+        _apart,
+        "leave out constraints that are nearly dependent; another seed= tells whether a kink is near; if "
+        "neither helps, this is worth reporting as a bug",
     ),
 )
 

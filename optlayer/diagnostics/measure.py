@@ -41,7 +41,9 @@ class Measured(NamedTuple):
         twin = copy.deepcopy(layer)
         twin._plan = replace(layer._plan, raises=False, nonunique="ignore")
         twin._on_failure = "nan"
-        return cls(twin, batch, solve(twin._plan, Call(batch.shape, batch.eps), batch.theta))
+        call = Call(batch.shape, batch.eps)
+        nothing = Outcome.of_nothing(twin._plan.form, 0)
+        return cls(twin, batch, solve(twin._plan, call, batch.theta) if batch.size else nothing)
 
     @property
     def solved(self) -> list[int]:
@@ -138,7 +140,7 @@ def condition(K: Float64[Tensor, "N N"]) -> float:
 def _gradients(measured: Measured, lengths: Tensor, loss: Loss | None, seed: int) -> dict[int, Known]:
     """Of the solved samples; nothing where the layer has no parameters."""
     layer, batch, _ = measured
-    theta = tuple(t.detach() for t in batch.theta[: len(layer.inputs)])
+    theta = tuple(t.detach().clone() for t in batch.theta[: len(layer.inputs)])
     if not theta or not measured.solved:
         return {}
     found = gradients(layer, theta, batch.shape, lengths, loss, seed)

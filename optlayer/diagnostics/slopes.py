@@ -2,8 +2,8 @@ r"""The gradient check: the layer's derivatives beside differences of its values
 
     s(t) = ⟨w, y(θ + tδ)⟩        s'(0) by forward and backward differences, by jvp, by vjp
 
-for every sample at once, in float64. Parameters with attributes are moved along themselves, δ = cθ, which
-leaves no cone; the others in a random direction of their own size.
+for every sample at once, in float64. δ is random and of the size of θ; where θ was declared nonnegative,
+sparse or definite, so is θ + tδ.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,12 +46,12 @@ def gradients(
     moved = tuple(t.clone().requires_grad_() for t in theta)
     parts = _outputs(layer, moved)
     w, y = _weights(parts, shape, loss, generator), _flat(parts)
-    pulled = torch.autograd.grad(y.nan_to_num(), moved, w)
+    pulled = torch.autograd.grad(y.nan_to_num(), moved, w, allow_unused=True, materialize_grads=True)
     size = _norm(w) * torch.maximum(_norm(y.detach()), lengths)
-    norms = torch.stack([_norm(g.flatten(1)) for g in pulled], 1)
+    norms = torch.stack([_norm(_rows(g)) for g in pulled], 1)
     relative = _norm(norms * torch.stack([_size(t) for t in theta], 1))
     gain = torch.where(relative == 0, 0.0, relative / size)
-    vjp = torch.stack([(g * d).flatten(1).sum(1) for g, d in zip(pulled, delta, strict=True)]).sum(0)
+    vjp = torch.stack([_rows(g * d).sum(1) for g, d in zip(pulled, delta, strict=True)]).sum(0)
     checked = _slopes(layer, theta, delta, w, vjp, ROUNDING * size)
     return zip(_norm(norms).tolist(), gain.tolist(), checked, strict=True)
 
@@ -83,15 +83,19 @@ def _smoother(*found: Slopes) -> Slopes:
 
 def directions(layer: OptLayer, theta: Theta, generator: torch.Generator) -> Theta:
     """δ, of the size of θ sample by sample."""
+    return tuple(_direction(p.attributes, t, generator) for p, t in zip(layer.inputs, theta, strict=True))
 
-    def of(parameter: Any, t: Tensor) -> Tensor:
-        promised = any(v is not None and v is not False for v in parameter.attributes.values())
-        one_each = (len(t), *[1] * (t.ndim - 1))
-        if promised:
-            return t * (0.5 + 0.5 * torch.rand(one_each, generator=generator, dtype=t.dtype))
-        return _size(t).reshape(one_each) * torch.randn(t.shape, generator=generator, dtype=t.dtype)
 
-    return tuple(map(of, layer.inputs, theta))
+def _direction(attributes: dict[str, Any], t: Tensor, generator: torch.Generator) -> Tensor:
+    """Random, and such that signs, patterns and ranks stay what they were promised to be."""
+    promised = {name for name, value in attributes.items() if value is not None and value is not False}
+    random = torch.randn(t.shape, generator=generator, dtype=t.dtype)
+    if promised & {"PSD", "NSD"}:
+        return random @ t + (random @ t).mT
+    if promised - {"symmetric"}:
+        return t * random.clamp(-1.0, 1.0)
+    random = random + random.mT if promised else random
+    return _size(t).reshape(-1, *[1] * (t.ndim - 1)) * random
 
 
 def _weights(
@@ -111,12 +115,16 @@ def _outputs(layer: OptLayer, theta: Theta) -> Theta:
 
 
 def _flat(parts: Theta) -> Float64[Tensor, "B k"]:
-    return torch.cat([part.reshape(len(part), -1) for part in parts], 1)
+    return torch.cat([_rows(part) for part in parts], 1)
+
+
+def _rows(t: Float64[Tensor, "B ..."]) -> Float64[Tensor, "B k"]:
+    return t.reshape(len(t), -1)
 
 
 def _size(t: Tensor) -> Float64[Tensor, " B"]:
     """The largest entry of each sample; 1 where that is 0."""
-    largest = t.detach().reshape(len(t), -1).abs().amax(1)
+    largest = _rows(t.detach()).abs().amax(1)
     return torch.where(largest > 0, largest, 1.0)
 
 
