@@ -10,6 +10,7 @@ import torch
 
 from optlayer import OptLayer, Status, diagnostics
 from optlayer.diagnostics import Report, Slopes
+from optlayer.diagnostics.slopes import directions
 from optlayer.errors import InputError
 from tests.contract.problems import BY_NAME, layer_of
 
@@ -113,12 +114,13 @@ def test_a_finding_is_made_where_it_holds(kind, guilty, innocent, words):
 
 
 def test_samples_without_a_solution_are_said_not_raised():
-    report = check(capped(), CALM, vector(0.6, 0.2, 0.1))
-    assert [s.status for s in report.samples] == [Status.SOLVED, Status.INFEASIBLE, Status.INFEASIBLE]
-    assert report.finding("infeasible").samples == (1, 2)
-    assert "no solution" in report.samples[1].message
-    assert "samples 1, 2: " in str(report)
-    assert report.samples[0].slopes.agree
+    report = check(capped(), vector(0.9, 0.4, -1.0), vector(0.2, 0.7, 0.1))
+    assert [s.status for s in report.samples] == [Status.INFEASIBLE, Status.SOLVED, Status.INFEASIBLE]
+    assert report.finding("infeasible").samples == (0, 2)
+    assert "no solution" in report.samples[0].message
+    assert "samples 0, 2: " in str(report)
+    assert report.samples[1].active == {"inequality 0": (2,), "inequality 1": (0,)}
+    assert report.samples[1].slopes.agree
 
 
 @pytest.mark.parametrize("name", ["qp", "softmax", "covariance", "box"])
@@ -167,7 +169,7 @@ def test_attributes_and_constraints_have_their_names():
 
 def test_the_active_set_on_the_cone_route():
     z, x = cp.Variable(3, name="z"), cp.Parameter(3)
-    problem = cp.Problem(cp.Minimize(cp.norm2(z - x)), [cp.SOC(cp.Constant(1.0), z), z <= 5])
+    problem = cp.Problem(cp.Minimize(cp.norm2(z - x)), [cp.SOC(cp.Constant(1.0), z), z <= 5, z[2] == 0])
     out, inside = check(
         OptLayer.from_problem(problem), torch.stack([vector(3, 4, 0), vector(0.1, 0, 0)])
     ).samples
@@ -210,6 +212,16 @@ def test_slopes_of_a_kink_differ_on_both_sides():
     assert slopes.jvp == pytest.approx(slopes.vjp)
 
 
+def test_a_gradient_of_0_on_a_kink_is_called_a_kink():
+    assert check(relu(), vector(0, -1, -2)).kinds == {"kink"}
+
+
+def test_a_kink_within_the_longer_step_does_not_spoil_the_check():
+    sample = only(check(relu(), vector(3e-5, 1, -1)))
+    assert sample.slopes.agree
+    assert not sample.one_sided
+
+
 def test_slopes_can_disagree():
     right = Slopes(forward=1.0, backward=1.0 + 1e-7, jvp=1.0, vjp=1.0, noise=1e-9)
     assert right.agree
@@ -228,6 +240,18 @@ def test_a_wrong_derivative_is_found():
     z, x = cp.Variable(2), cp.Parameter(2)
     layer = wrong([z], [x], lambda z, x: cp.sum_squares(z - x))
     assert check(layer, vector(1, 2)).kinds == {"gradient"}
+
+
+def test_branches_are_compared_by_their_derivatives_too():
+    def distance(z, x):
+        if isinstance(z, torch.Tensor):
+            return ((z - torch.where(x > 1e4, x.detach(), x)) ** 2).sum() + 0 * x.sum() + x[1]
+        return cp.sum_squares(z - x) + x[1]
+
+    z, x = cp.Variable(2), cp.Parameter(2)
+    layer = OptLayer([z], [x], distance, [lambda z, x: z])
+    assert check(layer, vector(1, 2)).branches[0].gap < 1e-12
+    assert check(layer, vector(1, 2e4)).branches[0].gap > 0.5
 
 
 def test_branches_are_compared_at_the_solution():
@@ -283,6 +307,20 @@ def test_parameters_keep_their_promises():
     sample = only(check(layer, torch.eye(2, dtype=DOUBLE), vector(0, 1)))
     assert sample.slopes.known
     assert sample.slopes.agree
+
+
+def test_directions_stay_within_the_declared():
+    z, P = cp.Variable(2), cp.Parameter((2, 2), PSD=True)
+    a, S = cp.Parameter(2, nonneg=True), cp.Parameter((2, 2), symmetric=True)
+    objective = cp.quad_form(z, P) + cp.sum(S @ z)
+    layer = OptLayer.from_problem(cp.Problem(cp.Minimize(objective), [z <= a]), [P, a, S])
+    theta = (torch.ones(1, 2, 2, dtype=DOUBLE), vector(0, 1)[None], torch.eye(2, dtype=DOUBLE)[None])
+    dP, da, dS = directions(layer, theta, torch.Generator().manual_seed(0))
+    assert torch.equal(dP, dP.mT)
+    assert torch.equal(dS, dS.mT)
+    along = vector(1, -1) @ dP[0] @ vector(1, -1)  # the null space of P
+    assert abs(along) < 1e-14
+    assert da[0, 0] == 0 != da[0, 1]
 
 
 def test_the_layer_is_left_as_it_is():
