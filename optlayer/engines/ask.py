@@ -13,10 +13,24 @@ from optlayer.engines.native import InteriorQP
 from optlayer.engines.table import Engine
 from optlayer.forms.kkt import Instance
 from optlayer.matrix import stacked
+from optlayer.solution import Status
 
 
 def ask(engine: Engine, problem: Instance, rows: Tensor) -> Answer:
-    """An engine's answer for some samples, y = (λ, ν)."""
+    """An engine's answer for some samples, y = (λ, ν); one that throws has none."""
+    try:
+        return _asked(engine, problem, rows)
+    except Exception as error:
+        return _nothing(problem, len(rows), f"{engine.name} raised {type(error).__name__}: {error}")
+
+
+def _nothing(problem: Instance, size: int, words: str) -> Answer:
+    form = problem.form
+    x, y = (np.full((size, k), np.nan) for k in (form.n, form.m + form.p))
+    return Answer(x, y, (Status.FAILED,) * size, (words,) * size, np.zeros(size, dtype=np.int64))
+
+
+def _asked(engine: Engine, problem: Instance, rows: Tensor) -> Answer:
     if isinstance(engine, Interior):
         return _some(engine.solve_instance(problem), rows)
     if isinstance(engine, Cvxpy):
