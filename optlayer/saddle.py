@@ -29,6 +29,7 @@ from optlayer.banded import Chain, Tridiagonal, chain_of
 from optlayer.fill import factor_work
 from optlayer.matrix import Matrix, Sparse, largest, or_one
 
+SWEEPS = 3  # of equilibration where H is 0
 SHIFT = 1e-12  # δ, relative to the equilibrated matrix
 LIFT = 1e-8  # what a diagonal H gets instead where it is below FLAT: 1 / δ is then a number in S
 FLAT = 1e-4
@@ -312,14 +313,19 @@ def _is_diagonal(H: Matrix) -> bool:
 def _equilibrate(H: Matrix, E: Matrix) -> tuple[Tensor, Tensor]:
     """Powers of two u, w that bring the entries of uHu and wEu to about 1 and less, the largest to about 1.
 
-    Of H only the diagonal is looked at: where H >= 0, |H_ij| <= √(H_ii H_jj).
+    Of H only the diagonal is looked at: where H >= 0, |H_ij| <= √(H_ii H_jj). Where that is 0, the rows of
+    E and its columns take turns: a coordinate's unit must not depend on those of the rows.
     """
     rows = H.diagonal().abs()
     if not E.shape[0]:
         return _root(rows), rows[:, :0]
-    rows = torch.maximum(rows, torch.where(rows > 0, 0.0, E.column_largest()))
-    u = _root(rows)
-    return u, _root(E.largest(u).square())
+    flat = rows == 0
+    u = _root(torch.where(flat, E.column_largest(), rows))
+    w = _root(E.largest(u).square())
+    for _ in range(SWEEPS if flat.any() else 0):
+        u = torch.where(flat, _root(E.column_largest(w).square()), u)
+        w = _root(E.largest(u).square())
+    return u, w
 
 
 def _root(rows: Tensor) -> Tensor:
