@@ -125,15 +125,13 @@ def _balanced(at: Local, lengths: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 
 def _lengths(at: Local, x: Float64[Tensor, "B n"], size: Sizes) -> Float64[Tensor, "B n"]:
     """A length for each coordinate that survives x* = 0: |x_j|, or s_j / H_jj where f curves; x >= 0.
 
-    Where it does not, what the rows it stands in allow for, and no more than the largest of |x|,
-    |g - Gx| / |G|, |h - Ax| / |A|: coordinates have units of their own.
+    Where it does not, one for all: the largest of |x|, |g - Gx| / |G|, |h - Ax| / |A|.
     """
     curvature, across = at.hessian.diagonal(), largest(x)
     for M, offset in ((at.G, size.g0), (at.A, size.h0)):
         if M.shape[0]:
             across = torch.maximum(across, (largest(offset) / M.peak).nan_to_num(0.0, 0.0, 0.0))
-    allowed = torch.minimum(_least(at, size.inequality, size.equality), across)
-    own = torch.where(curvature > 0, size.objective / curvature, allowed.maximum(FLOOR * across))
+    own = torch.where(curvature > 0, size.objective / curvature, across)
     return torch.maximum(x, own.nan_to_num(0.0, 0.0, 0.0))
 
 
@@ -144,13 +142,8 @@ def _reached(
 
     x̂_k = max(|x_k|, min_i r_i / |A_ik|) with r_i = |A||x| + |b|, and no less than rounding in the largest.
     """
-    least = _least(at, inequality, equality)
+    least = torch.minimum(at.A.column_least(_or_none(equality)), at.G.column_least(_or_none(inequality)))
     return torch.maximum(torch.maximum(x, _finite(least)), FLOOR * longest)
-
-
-def _least(at: Local, inequality: Tensor, equality: Tensor) -> Float64[Tensor, "B n"]:
-    """min_i r_i / |A_ik|; inf where no row says anything."""
-    return torch.minimum(at.A.column_least(_or_none(equality)), at.G.column_least(_or_none(inequality)))
 
 
 def _alone(at: Local, x: Float64[Tensor, "B n"]) -> Float64[Tensor, "B n"]:

@@ -207,9 +207,10 @@ def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
     """K⁺b of the unscaled matrix S⁻¹ K S⁻¹, whose null space is S null(K).
 
     K is symmetric, so its range is the complement of its null space Z: drop the part of b
-    along Z, solve on the rest, drop the part of x along Z.
+    along Z, solve on the rest, drop the part of x along Z. Each sample has memory of its own: where a matrix
+    begins decides how it is rounded, and how many singular ones come before it must not.
     """
-    eigenvalues, W = torch.linalg.eigh(K)
+    eigenvalues, W = map(torch.stack, zip(*map(torch.linalg.eigh, K), strict=True))
     null = eigenvalues.abs() <= RANK * K.shape[-1] * eigenvalues.abs().amax(1, keepdim=True)
     inverse = torch.where(null, 0.0, 1.0 / eigenvalues)
     bases = [Wi[:, own] for Wi, own in zip(s.unsqueeze(-1) * W, null)]  # as many columns as are needed

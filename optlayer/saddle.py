@@ -34,7 +34,7 @@ SHIFT = 1e-12  # δ, relative to the equilibrated matrix
 LIFT = 1e-8  # what a diagonal H gets instead where it is below FLAT: 1 / δ is then a number in S
 FLAT = 1e-4
 REFINEMENTS = 5
-ALWAYS = 2  # of them, where the right-hand side may not decide
+LEAST, ALWAYS = 2, 8  # of them, where the right-hand side may not decide
 EXACT = 1e-15  # residual, relative to the terms it is made of, at which there is nothing left to refine
 ROUGH = 1e-11  # and at which a step of Newton's method is as good as any that others follow
 CLOSE = 1e-13  # and one that is exact, where only rounding makes another necessary
@@ -194,13 +194,19 @@ class Factor:
         return Solved(self._base.u * x, self._base.w * mu, sound)
 
     def solve_always(self, a: Float64[Tensor, "B n"], c: Float64[Tensor, "B k"]) -> tuple[Tensor, Tensor]:
-        """The same where K is `regular`, by as many refinements whatever the right-hand side is."""
+        """The same where K is `regular`, down to rounding whatever the right-hand side is."""
         a, c = self._scaled(a, c)
         x, mu = self._shifted(a, c)
-        for _ in range(ALWAYS):
+        last = torch.full_like(a[:, 0], torch.inf)
+        for sweep in range(ALWAYS):
             r, t = self._residual(a, c, x, mu)
-            rough = _largest(r, t) > EXACT * torch.maximum(_largest(a, c), _largest(x, mu))
+            miss = _largest(r, t)
+            rough = miss > EXACT * torch.maximum(_largest(a, c), _largest(x, mu))
+            rough &= (miss < HELPED * last) | (sweep < LEAST)
+            if not rough.any():
+                break
             x, mu = self._corrected(x, mu, r, t, rough)
+            last = torch.where(rough, miss, 0.0)
         return self._base.u * x, self._base.w * mu
 
     def _scaled(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -198,12 +198,13 @@ def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Ten
     the user's own functions, evaluated at x, say it everywhere.
     """
     form, x = problem.form, found.point.x
-    if not isinstance(form, ConicForm):
-        return torch.zeros(len(residuals), dtype=torch.bool)
+    short = (residuals.amax(1) > ROUNDED) | (found.merit > UNSETTLED)
+    if not isinstance(form, ConicForm):  # of rows that bind by rounding alone no derivative would be right
+        unsure = short & residuals.isfinite().all(1) & form.quadratic
+        return unsure & found.reduced.singular[0] if unsure.any() else unsure
     floor = ROUNDING * certify.extent(found.at, x).squeeze(1)
     gap = form.stated.gap(x, form.value(x, *problem.theta), floor, *problem.theta)
     moves = restlessness(problem, found) > RESTLESS
-    short = (residuals.amax(1) > ROUNDED) | (found.merit > UNSETTLED)
     if short.any():  # where K is singular, a step that stays says nothing of a residual that is left
         moves |= short & found.reduced.singular[0]
     return residuals.isfinite().all(1) & (moves | (gap > STATED))

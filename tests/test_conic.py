@@ -146,3 +146,22 @@ def test_a_torch_branch_is_compared_in_the_users_parameters():
     """p, q, not the p * q that stands for them in the cone programme."""
     with pytest.raises(DeclarationError, match="two branches of objective 'with_another_branch' disagree"):
         callable_layer(with_another_branch)
+
+
+def test_derivatives_on_the_cone_route_do_not_depend_on_units():
+    """x was right to 1e-16, dx to 1e-5 and less: a coordinate's unit was taken from rows that have their own."""
+    z, L, q, G, h = cp.Variable(3), cp.Parameter((3, 3)), cp.Parameter(3), cp.Parameter((3, 3)), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(L @ z) / 2 + q @ z), [G @ z <= h])
+    layer = OptLayer.from_problem(problem, [L, q, G, h], method="cone")
+    rng = np.random.default_rng(35)
+    data = np.eye(3) + np.tri(3) / 3, rng.standard_normal(3), rng.standard_normal((3, 3)), [-1.0, 5.0, 5.0]
+
+    def slopes(D, R):
+        units = 1 / D, 1 / D, R[:, None] / D, R
+        leaves = [tensor(part * unit).requires_grad_() for part, unit in zip(data, units, strict=True)]
+        (tensor([1.0, -2.0, 3.0]) * layer(*leaves) / tensor(D)).sum().backward()
+        return [leaf.grad * tensor(unit) for leaf, unit in zip(leaves, units, strict=True)]
+
+    scaled = slopes(2.0 ** np.array([-11, -4, 9]), 2.0 ** np.array([-1, 12, 12]))
+    for slope, right in zip(scaled, slopes(np.ones(3), np.ones(3)), strict=True):
+        assert torch.allclose(slope, right, rtol=1e-9, atol=1e-9)
