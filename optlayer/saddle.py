@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from optlayer.banded import Chain, Tridiagonal, chain_of
@@ -34,7 +34,7 @@ SHIFT = 1e-12  # δ, relative to the equilibrated matrix
 LIFT = 1e-8  # what a diagonal H gets instead where it is below FLAT: 1 / δ is then a number in S
 FLAT = 1e-4
 REFINEMENTS = 5
-LEAST, ALWAYS = 2, 8  # of them, where the right-hand side may not decide
+LEAST, ALWAYS = 2, 8  # of them, where K decides and not the right-hand side
 EXACT = 1e-15  # residual, relative to the terms it is made of, at which there is nothing left to refine
 ROUGH = 1e-11  # and at which a step of Newton's method is as good as any that others follow
 CLOSE = 1e-13  # and one that is exact, where only rounding makes another necessary
@@ -174,39 +174,43 @@ class Factor:
         elif k:
             self._S = _Definite(M, s, self._D + SHIFT)
 
-    @cached_property
+    @property
     def regular(self) -> Bool[Tensor, " B"]:
         """Whether K is regular, as far as this can tell: it solves a generic system, without blowing it up.
 
         This depends on K alone, so that the answer stays linear in the right-hand side.
         """
+        return self._generic[0]
+
+    @property
+    def _sweeps(self) -> Int64[Tensor, " B"]:
+        """What is left falls by the same factor in each: twice as many as to ROUGH go beyond rounding."""
+        return self._generic[1]
+
+    @cached_property
+    def _generic(self) -> tuple[Bool[Tensor, " B"], Int64[Tensor, " B"]]:
+        """Both, from the same system."""
         B, k = self._D.shape
         size = self._base.u.shape[1]
         generic = torch.cos(torch.arange(size + k, dtype=torch.float64, device=self._D.device) ** 2).expand(
             B, -1
         )
-        x, mu, sound = self._refined(generic[:, :size], generic[:, size:], ROUGH)
-        return sound & (_largest(x, mu) <= GROWTH)
+        x, mu, sound, sweeps = self._refined(generic[:, :size], generic[:, size:], ROUGH)
+        return sound & (_largest(x, mu) <= GROWTH), (LEAST * (1 + sweeps)).clamp_max(ALWAYS)
 
     def solve(self, a: Float64[Tensor, "B n"], c: Float64[Tensor, "B k"], enough: float = EXACT) -> Solved:
         """K (x, μ) = (a, c) to a relative residual; a fixed coordinate's a is its value."""
-        x, mu, sound = self._refined(*self._scaled(a, c), enough)
+        x, mu, sound, _ = self._refined(*self._scaled(a, c), enough)
         return Solved(self._base.u * x, self._base.w * mu, sound)
 
     def solve_always(self, a: Float64[Tensor, "B n"], c: Float64[Tensor, "B k"]) -> tuple[Tensor, Tensor]:
-        """The same where K is `regular`, down to rounding whatever the right-hand side is."""
+        """The same where K is `regular`, refined as often as a generic system needs it to get to rounding."""
         a, c = self._scaled(a, c)
         x, mu = self._shifted(a, c)
-        last = torch.full_like(a[:, 0], torch.inf)
-        for sweep in range(ALWAYS):
+        for sweep in range(int(self._sweeps.max()) if len(a) else 0):
             r, t = self._residual(a, c, x, mu)
-            miss = _largest(r, t)
-            rough = miss > EXACT * torch.maximum(_largest(a, c), _largest(x, mu))
-            rough &= (miss < HELPED * last) | (sweep < LEAST)
-            if not rough.any():
-                break
-            x, mu = self._corrected(x, mu, r, t, rough)
-            last = torch.where(rough, miss, 0.0)
+            rough = _largest(r, t) > EXACT * torch.maximum(_largest(a, c), _largest(x, mu))
+            x, mu = self._corrected(x, mu, r, t, rough & (sweep < self._sweeps))
         return self._base.u * x, self._base.w * mu
 
     def _scaled(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,21 +218,21 @@ class Factor:
         u, w = self._base.u, self._base.w
         return u * a if self._fixed is None else torch.where(self._fixed, a / u, u * a), w * c
 
-    def _refined(self, a: Tensor, c: Tensor, enough: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Refined as long as that helps; what a sample takes does not depend on the others."""
+    def _refined(self, a: Tensor, c: Tensor, enough: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Refined as long as that helps, and how often: that does not depend on the other samples."""
         x, mu = self._shifted(a, c)
         size = _largest(a, c)
-        last = torch.full_like(size, torch.inf)
+        last, sweeps = torch.full_like(size, torch.inf), torch.zeros_like(size, dtype=torch.int64)
         for sweep in range(REFINEMENTS + 1):
             r, t = self._residual(a, c, x, mu)
             miss, terms = _largest(r, t), torch.maximum(size, _largest(x, mu))
             rough = (miss > enough * size) & (miss > EXACT * terms) & (miss < HELPED * last)
             if sweep == REFINEMENTS or not rough.any():
                 break
-            x, mu = self._corrected(x, mu, r, t, rough)
+            x, mu, sweeps = *self._corrected(x, mu, r, t, rough), sweeps + rough
             last = torch.where(rough, miss, 0.0)
         small = miss <= max(enough, CONSISTENT) * size
-        return x, mu, small | ((miss <= ROUNDING * terms) & (terms <= GROWTH * size))
+        return x, mu, small | ((miss <= ROUNDING * terms) & (terms <= GROWTH * size)), sweeps
 
     def _corrected(self, x: Tensor, mu: Tensor, r: Tensor, t: Tensor, rough: Tensor) -> tuple[Tensor, Tensor]:
         """Some samples moved by what is left of their residual."""

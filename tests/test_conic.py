@@ -149,8 +149,14 @@ def test_a_torch_branch_is_compared_in_the_users_parameters():
 
 
 def test_derivatives_on_the_cone_route_do_not_depend_on_units():
-    """x was right to 1e-16, dx to 1e-5 and less: a coordinate's unit was taken from rows that have their own."""
-    z, L, q, G, h = cp.Variable(3), cp.Parameter((3, 3)), cp.Parameter(3), cp.Parameter((3, 3)), cp.Parameter(3)
+    """x was right to 1e-16, dx to 1e-5 and less: a unit was taken from rows that have their own."""
+    z, L, q, G, h = (
+        cp.Variable(3),
+        cp.Parameter((3, 3)),
+        cp.Parameter(3),
+        cp.Parameter((3, 3)),
+        cp.Parameter(3),
+    )
     problem = cp.Problem(cp.Minimize(cp.sum_squares(L @ z) / 2 + q @ z), [G @ z <= h])
     layer = OptLayer.from_problem(problem, [L, q, G, h], method="cone")
     rng = np.random.default_rng(35)

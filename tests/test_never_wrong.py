@@ -128,8 +128,7 @@ def judge(name: str, case: Case, rng: torch.Generator, tally: Tally) -> None:
         weights = normal(rng, *answer.shape)
         pulled = torch.autograd.grad((weights * answer.nan_to_num()).sum(), data)
         terms = [
-            (g * unit * d).flatten(1).sum(1)
-            for g, unit, d in zip(pulled, case.units, direction, strict=True)
+            (g * unit * d).flatten(1).sum(1) for g, unit, d in zip(pulled, case.units, direction, strict=True)
         ]
         truth = slopes(case, direction)
         slope_error = (sum(terms) - (weights * truth).sum(1)).abs() / (1 + truth.abs().amax(1))
@@ -252,7 +251,11 @@ def deficient(shape: S, rank: int) -> Callable[[torch.Generator, int], Case]:
     def draw(rng: torch.Generator, B: int) -> Case:
         x, L = normal(rng, B, shape.n), normal(rng, B, shape.n, shape.n)
         L[:, rank:] = 0
-        data, (units, D), form = planted_rows(rng, shape, x, L), vector_units(shape, rng, B), vector_form(shape)
+        data, (units, D), form = (
+            planted_rows(rng, shape, x, L),
+            vector_units(shape, rng, B),
+            vector_form(shape),
+        )
         return Case(of(vector_programme, "auto", shape), data, units, D, x, form=form, unique=False)
 
     return draw
@@ -433,7 +436,9 @@ def atom_programme(name: str, n: int, k: int, m: int) -> tuple[cp.Problem, list[
     return cp.Problem(cp.Minimize(objective), [G @ z <= h, E @ z == d]), [q, C, e, G, h, E, d], [z]
 
 
-def atom(name: str, method: str, n: int = 3, k: int = 4, m: int = 3) -> Callable[[torch.Generator, int], Case]:
+def atom(
+    name: str, method: str, n: int = 3, k: int = 4, m: int = 3
+) -> Callable[[torch.Generator, int], Case]:
     f, positive = ATOMS[name][1:]
     form = Form(
         lambda x, q, C, e, G, h, E, d: f(C @ x + e) + q @ x,
@@ -513,7 +518,9 @@ def hunt(count: int, seed: int, report: bool = False) -> Tally:
 
 
 def check(tally: Tally, count: int) -> None:
-    found = "\n".join(f"{name}: {tally.right[name]} right, {tally.refused[name]} refused" for name in FAMILIES)
+    found = "\n".join(
+        f"{name}: {tally.right[name]} right, {tally.refused[name]} refused" for name in FAMILIES
+    )
     assert not tally.wrong, f"{len(tally.wrong)} silently wrong:\n" + "\n".join(tally.wrong)
     assert tally.right.total() + tally.refused.total() >= count
     assert tally.right.total() >= 0.8 * count, found
