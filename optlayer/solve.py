@@ -42,6 +42,7 @@ UNSETTLED = (
 STATED = 1e-6  # largest relative disagreement with the user's own objective and constraints
 ROUNDING = 1e-13  # of the data's largest length: differences that are none
 BEYOND = 1e100  # no number of anybody's problem
+CANCELLED = 1e-12  # of the terms of a sum: what is left of them is rounding
 FAR = 1e5  # lengths of the data that an argmin may measure without being suspect
 
 
@@ -181,9 +182,16 @@ def _ran_away(problem: Instance, start: Tensor, found: Point) -> Bool[Tensor, " 
     """
     lost = torch.stack([_size(part) for part in found]).amax(0) > BEYOND
     if not isinstance(problem.form, ConicForm):
-        return lost
+        return lost | _uncurved(problem, found.x) if problem.form.quadratic else lost
     size, far = _size(found.x), FAR * certify.extent(problem.origin, torch.zeros_like(found.x)).squeeze(1)
     return lost | ((size > STRIDE * _size(start)) & (size > far))
+
+
+def _uncurved(problem: Instance, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
+    """Whether x lies far out where nothing but rounding in H holds it: xᵀHx is lost in |x|ᵀ|H||x|."""
+    H, far = problem.origin.hessian, FAR * certify.extent(problem.origin, torch.zeros_like(x)).squeeze(1)
+    curved, terms = (x * (H @ x)).sum(1), (x.abs() * (H.abs @ x.abs())).sum(1)
+    return (_size(x) > far) & (terms > 0) & (curved <= CANCELLED * terms)
 
 
 def _size(part: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:

@@ -269,3 +269,15 @@ def test_equalities_that_exclude_each_other_are_never_certified(objective):
     layer = OptLayer([cp.Variable(3)], [cp.Parameter(3)], objective, equalities=equalities)
     with pytest.raises(InfeasibleError):
         layer(torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE))
+
+
+def test_rounding_is_no_curvature():
+    """An unbounded programme whose LᵀL is singular but for rounding came back solved, with z = 1e15."""
+    z, L, q = cp.Variable(3), cp.Parameter((3, 3)), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(L @ z) / 2 + q @ z), [z[2] <= 1])
+    rows = torch.randn(40, 3, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    rows[:, :, 1] = rows[:, :, 0]
+    units = 2.0 ** torch.tensor([7.0, -5.0, 3.0], dtype=DOUBLE)
+    layer = OptLayer.from_problem(problem, [L, q], on_failure="nan", nonunique="ignore")
+    solution = layer.solve(rows / units, torch.tensor([1.0, 2.0, 0.0], dtype=DOUBLE) / units)
+    assert (solution.status != Status.SOLVED).all()

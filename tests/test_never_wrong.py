@@ -15,15 +15,22 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
+from contract.cone_problems import Shape as S
+from contract.cone_problems import (
+    matrix_programme,
+    plant,
+    plant_matrix,
+    plant_trace,
+    programme,
+    trace_programme,
+)
+from contract.problems import F64, normal, uniform
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 
 from optlayer import OptLayer, Status
-
-from .contract.cone_problems import Shape as S
-from .contract.cone_problems import matrix_programme, plant, plant_matrix, plant_trace, trace_programme
-from .contract.problems import F64, normal, uniform
 
 DECADES = 4.0  # units from 1e-4 to 1e4
 ACCURATE = 1e-6  # largest error of an answer, and of a value, in the unit scale
@@ -157,8 +164,6 @@ def of(build: Callable[..., tuple[cp.Problem, list[Any], list[Any]]], method: st
 
 
 def vector_programme(shape: S) -> tuple[cp.Problem, list[Any], list[Any]]:
-    from .contract.cone_problems import programme
-
     found = programme(shape)
     return found.problem, found.parameters, found.variables
 
@@ -344,8 +349,6 @@ def unbounded(shape: S, method: str = "auto") -> Callable[[torch.Generator, int]
 
 def sparse_programme(n: int) -> tuple[cp.Problem, list[Any], list[Any]]:
     """Differences of neighbours from above, coordinates from below."""
-    import scipy.sparse as sp
-
     z, q, rise, low = cp.Variable(n), cp.Parameter(n), cp.Parameter(n - 1), cp.Parameter(n)
     difference = sp.diags_array([-np.ones(n - 1), np.ones(n - 1)], offsets=[0, 1], shape=(n - 1, n))
     objective = cp.sum_squares(z) / 2 + q @ z
@@ -509,7 +512,7 @@ FAMILIES: dict[str, Callable[[torch.Generator, int], Case]] = {
 }
 
 
-def hunt(count: int, seed: int, report: bool = False) -> Tally:
+def hunt(count: int, seed: int) -> Tally:
     tally = Tally()
     for k, (name, draw) in enumerate(FAMILIES.items()):
         rng = torch.Generator().manual_seed(1000 * seed + k)
