@@ -27,10 +27,10 @@ def _depth(expression: Any) -> int:
     depths: dict[int, int] = {}
     waiting = [expression]
     while waiting:
-        e = waiting[-1]
-        missing = [a for a in e.args if id(a) not in depths]
+        arguments = getattr(waiting[-1], "args", ())  # not everything that cvxpy keeps there is an expression
+        missing = [a for a in arguments if id(a) not in depths]
         if not missing:
-            depths[id(waiting.pop())] = 1 + max((depths[id(a)] for a in e.args), default=0)
+            depths[id(waiting.pop())] = 1 + max((depths[id(a)] for a in arguments), default=0)
         waiting += missing
     return depths[id(expression)]
 
