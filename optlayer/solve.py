@@ -167,24 +167,31 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     lam, nu = y.split([form.m, form.p], 1)
     polished = polish(problem, Point(x, form.dual.nearest(lam), nu), LONG if answer.far else PATIENCE)
     residuals = _certificate(problem, polished, tolerance)
-    residuals[_ran_away(problem, x, polished.point) | _restless(problem, polished, residuals)] = torch.inf
-    named = index.tolist()
+    named, doubted = index.tolist(), torch.ones(len(rows), dtype=torch.bool)
+    doubted[index] = torch.tensor([claim != Status.SOLVED for claim in answer.claims], dtype=torch.bool)
+    lost = _ran_away(problem, x, polished.point, doubted) | _restless(problem, polished, residuals)
+    residuals[lost] = torch.inf
     claims, words = (dict(zip(named, said, strict=True)) for said in (answer.claims, answer.words))
     rays = _rays(form, answer, named)
     return _Attempt(polished, residuals, iterations, claims, words, rays)
 
 
-def _ran_away(problem: Instance, start: Tensor, found: Point) -> Bool[Tensor, " B"]:
+def _ran_away(
+    problem: Instance, start: Tensor, found: Point, doubted: Bool[Tensor, " B"]
+) -> Bool[Tensor, " B"]:
     """Whether Newton left for infinity, where an infimum that is not attained passes every relative test.
 
     So does a problem without feasible points, once x or the multipliers are large enough. Of cone
-    programmes less is believed: anything else has a scale of its own in every row.
+    programmes less is believed: anything else has a scale of its own in every row. Nor is it of a quadratic
+    programme whose engine itself doubts the answer that Newton set out from.
     """
     lost = torch.stack([_size(part) for part in found]).amax(0) > BEYOND
-    if not isinstance(problem.form, ConicForm):
-        return lost | _uncurved(problem, found.x) if problem.form.quadratic else lost
+    conic = isinstance(problem.form, ConicForm)
+    if not (conic or problem.form.quadratic):
+        return lost
     size, far = _size(found.x), FAR * certify.extent(problem.origin, torch.zeros_like(found.x)).squeeze(1)
-    return lost | ((size > STRIDE * _size(start)) & (size > far))
+    away = (size > STRIDE * _size(start)) & (size > far)
+    return lost | away if conic else lost | (away & doubted) | _uncurved(problem, found.x)
 
 
 def _uncurved(problem: Instance, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
