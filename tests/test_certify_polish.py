@@ -180,9 +180,19 @@ def test_the_rows_of_a_cone_share_one_scale():
 def test_points_beyond_all_numbers_are_not_believed():
     """x of 1e200 makes any row relative: what Newton's method sends there has left the problem."""
     problem = simplex_projection(X)
-    assert not _ran_away(problem, Z, Point(Z, LAM, NU)).any()
-    assert _ran_away(problem, Z, Point(1e200 * Z, LAM, NU)).all()
-    assert _ran_away(problem, Z, Point(Z, LAM, 1e200 * NU)).all()
+    believed = torch.zeros(len(Z), dtype=torch.bool)
+    assert not _ran_away(problem, Z, Point(Z, LAM, NU), believed).any()
+    assert _ran_away(problem, Z, Point(1e200 * Z, LAM, NU), believed).all()
+    assert _ran_away(problem, Z, Point(Z, LAM, 1e200 * NU), believed).all()
+
+
+def test_a_point_far_from_a_doubted_answer_is_not_believed():
+    """1e18 where the data are of size 1, from an engine that did not converge: nothing feasible, most likely."""
+    problem, far = simplex_projection(X), Point(1e18 * Z, LAM, NU)
+    doubted = torch.ones(len(Z), dtype=torch.bool)
+    assert _ran_away(problem, Z, far, doubted).all()
+    assert not _ran_away(problem, Z, far, ~doubted).any()
+    assert not _ran_away(problem, 1e17 * Z, far, doubted).any()
 
 
 def test_large_multipliers_excuse_nothing():
