@@ -187,7 +187,7 @@ def test_points_beyond_all_numbers_are_not_believed():
 
 
 def test_a_point_far_from_a_doubted_answer_is_not_believed():
-    """1e18 where the data are of size 1, from an engine that did not converge: nothing feasible, most likely."""
+    """1e18 where the data are of size 1, from an engine that did not converge."""
     problem, far = simplex_projection(X), Point(1e18 * Z, LAM, NU)
     doubted = torch.ones(len(Z), dtype=torch.bool)
     assert _ran_away(problem, Z, far, doubted).all()
