@@ -7,14 +7,13 @@ long on one batch sits out the larger ones. Without CUDA there is nothing to mea
     python benchmarks/gpu.py [--n 128] [--rounds 5] [--json rows.json]
 """
 
-import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from growth import Family, growth_table, measure
-from harness import Row, machine, parser, write_json
+from growth import Family, report
+from harness import Contestant, Row, machine, parser, write_json
 from peers import MOREAU, OURS, QPTH, installed
 from workloads import Workload, dense, softmax
 
@@ -41,14 +40,8 @@ def _family(base: Workload, sizes: Sequence[int], device: str) -> Family:
     return Family(name, "samples in the batch", sizes, lambda batch: repeated(base, batch, device))
 
 
-def report(family: Family, options: Namespace, device: str) -> list[Row]:
-    contestants = [OURS] if device == "cpu" else [OURS, *installed([QPTH, MOREAU])]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers'
-        rows = measure(family, contestants, 1 if options.quick else options.rounds, options.budget)
-    print(f"\n### {family.name}\n\nms forward and backward (KKT residual, gradient error)\n")
-    print(growth_table(family, rows), flush=True)
-    return rows
+def contestants(device: str) -> list[Contestant]:
+    return [OURS] if device == "cpu" else [OURS, *installed([QPTH, MOREAU])]
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
@@ -66,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     rows = []
     for device in options.devices.split(","):
         for family in families(options, device):
-            rows += report(family, options, device)
+            rows += report(family, contestants(device), options)
     write_json(options, rows)
     return rows
 

@@ -79,8 +79,9 @@ def scaling_main(
     options = options.parse_args(arguments)
     print(machine())
     rows = []
+    contestants = [OURS, *installed([PEERS[0], MOREAU, QPTH]), ALONE]
     for family in families(options.quick):
-        rows += _report(family, options)
+        rows += report(family, contestants, options)
     write_json(options, rows)
     if options.plot:
         from figures import draw_growth
@@ -89,8 +90,8 @@ def scaling_main(
     return rows
 
 
-def _report(family: Family, options: Namespace) -> list[Row]:
-    contestants = [OURS, *installed([PEERS[0], MOREAU, QPTH]), ALONE]
+def report(family: Family, contestants: Sequence[Contestant], options: Namespace) -> list[Row]:
+    """Measure, and print the table."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers'
         rows = measure(family, contestants, 1 if options.quick else options.rounds, options.budget)

@@ -186,19 +186,21 @@ def _ran_away(
     programme whose engine itself doubts the answer that Newton set out from.
     """
     lost = torch.stack([_size(part) for part in found]).amax(0) > BEYOND
-    conic = isinstance(problem.form, ConicForm)
+    conic, size = isinstance(problem.form, ConicForm), _size(found.x)
     if not (conic or problem.form.quadratic):
         return lost
-    size, far = _size(found.x), FAR * certify.extent(problem.origin, torch.zeros_like(found.x)).squeeze(1)
-    away = (size > STRIDE * _size(start)) & (size > far)
-    return lost | away if conic else lost | (away & doubted) | _uncurved(problem, found.x)
+    far = size > FAR * certify.extent(problem.origin, torch.zeros_like(found.x)).squeeze(1)
+    if not far.any():
+        return lost
+    away = size > STRIDE * _size(start)
+    return lost | (far & (away if conic else (away & doubted) | _uncurved(problem, found.x)))
 
 
 def _uncurved(problem: Instance, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
-    """Whether x lies far out where nothing but rounding in H holds it: xᵀHx is lost in |x|ᵀ|H||x|."""
-    H, far = problem.origin.hessian, FAR * certify.extent(problem.origin, torch.zeros_like(x)).squeeze(1)
+    """Whether nothing but rounding in H holds x: xᵀHx is lost in |x|ᵀ|H||x|."""
+    H = problem.origin.hessian
     curved, terms = (x * (H @ x)).sum(1), (x.abs() * (H.abs @ x.abs())).sum(1)
-    return (_size(x) > far) & (terms > 0) & (curved <= CANCELLED * terms)
+    return (terms > 0) & (curved <= CANCELLED * terms)
 
 
 def _size(part: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:

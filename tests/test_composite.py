@@ -58,7 +58,8 @@ def data(seed, *batch):
 
 def found(make):
     expression, variables, parameters = declared(make)
-    return composite(expression, variables, parameters, data(0)[1], _polynomial)
+    f = _polynomial(variables, [translate(expression, variables, parameters)]).scalar
+    return composite(f, expression, variables, parameters, data(0)[1], _polynomial)
 
 
 @pytest.mark.parametrize("make", COMPOSITE.values(), ids=COMPOSITE)

@@ -18,6 +18,7 @@ from optlayer.declare.atoms_smooth import log_one_plus_exp
 from optlayer.declare.blocks import Polynomial, constraint_blocks, objective_blocks
 from optlayer.declare.points import Point
 from optlayer.declare.translate import Translation, translate
+from optlayer.forms import Function
 from optlayer.forms.affine import AffineMap
 from optlayer.forms.curved import Composite, Curve
 
@@ -25,6 +26,7 @@ Flatten = Callable[[Sequence[cp.Variable], Sequence[Translation]], Polynomial]  
 
 
 def composite(
+    f: Function,
     expression: cp.Expression,
     variables: Sequence[cp.Variable],
     parameters: Sequence[cp.Parameter],
@@ -34,6 +36,7 @@ def composite(
     """A scalar expression as such a sum; None where it is none.
 
     Args:
+        f: The expression as a function of x and θ.
         expression: Translated already: its atoms are known, its leaves declared.
         variables: The coordinates of x, flattened in C order and concatenated.
         parameters: Its other leaves.
@@ -55,7 +58,7 @@ def composite(
     curves = tuple(_curve(atom) for atom in atoms)
     own = P.leading(n)
     return Composite(
-        flatten(variables, [translate(expression, variables, parameters)]).scalar,
+        f,
         own.on_diagonal() if len(own.places) else own,
         q.part(0, n),
         d,

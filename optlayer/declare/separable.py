@@ -19,7 +19,6 @@ import cvxpy as cp
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
-from torch.func import grad
 
 from optlayer.declare import terms
 from optlayer.declare.atoms_parametric import PARAMETRIC
@@ -27,7 +26,6 @@ from optlayer.declare.operation import Operation
 from optlayer.declare.recovery import iota, located, ones, random
 from optlayer.declare.sparse_products import is_large
 from optlayer.declare.translate import RULES, constant_tensor
-from optlayer.forms import Function
 
 ELEMENTWISE = frozenset(
     ("exp", "xexp", "log", "log1p", "entr", "rel_entr", "kl_div", "logistic", "huber", "Power", "PowerApprox")
@@ -47,19 +45,6 @@ def separable_hessian(
         parameters: Its other leaves.
     """
     return _Reading(variables, parameters).of(expression) is not None
-
-
-def diagonal_hessian(f: Function) -> Function:
-    """(x, *theta) -> the diagonal of ∂²f, one sample, for an f whose Hessian is diagonal: its row sums."""
-
-    def diagonal(x: Float64[Tensor, " n"], *theta: Tensor) -> Float64[Tensor, " n"]:
-        def slopes(x: Tensor) -> Float64[Tensor, ""]:
-            """Σ_j ∂f/∂x_j."""
-            return grad(lambda x: f(x, *theta).reshape(()))(x).sum()
-
-        return grad(slopes)(x)
-
-    return diagonal
 
 
 @dataclass(frozen=True)

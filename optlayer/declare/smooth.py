@@ -138,7 +138,7 @@ class SmoothCompiler:
         """An objective that is no quadratic."""
         expression, leaves = self.pieces[0].expression, (self.posed.variables, self.posed.parameters)
         theta = self._on_flat_point(self.points[0])[1] if self.points else None
-        found = None if theta is None else composite(expression, *leaves, theta, _polynomial)
+        found = None if theta is None else composite(f.scalar, expression, *leaves, theta, _polynomial)
         return found or FunctionCurved(f.scalar, separable_hessian(expression, *leaves))
 
     def _blocks(self, f: Polynomial, g: Polynomial, h: Polynomial, n: int) -> Blocks:

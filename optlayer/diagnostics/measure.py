@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from optlayer import certify
+from optlayer import certify, failures
 from optlayer.batch import Batch
 from optlayer.diagnostics import active
 from optlayer.diagnostics.data import Sample
@@ -48,7 +48,7 @@ class Measured(NamedTuple):
     @property
     def solved(self) -> list[int]:
         """The samples with a certified answer."""
-        return _where(self.outcome.status == Status.SOLVED)
+        return failures.samples(self.outcome.status == Status.SOLVED)
 
 
 def samples(measured: Measured, loss: Loss | None, seed: int) -> tuple[Sample, ...]:
@@ -82,7 +82,7 @@ def _messages(measured: Measured) -> list[str]:
     """The status in words; of the first failures, why."""
     layer, batch, outcome = measured
     said = [STATUSES[status].sentence for status in outcome.status.tolist()]
-    for i in _where(outcome.status != Status.SOLVED)[:EXPLAINED]:
+    for i in failures.samples(outcome.status != Status.SOLVED)[:EXPLAINED]:
         alone = Call((), batch.eps)
         solve(layer._plan, alone, tuple(t[i : i + 1] for t in batch.theta))
         said[i] = str(alone.errors[0]) if alone.errors else said[i]
@@ -146,8 +146,3 @@ def _gradients(measured: Measured, lengths: Tensor, loss: Loss | None, seed: int
     found = gradients(layer, theta, batch.shape, lengths, loss, seed)
     keys = ("gradient", "gain", "slopes")
     return {i: dict(zip(keys, row, strict=True)) for i, row in enumerate(found)}
-
-
-def _where(rows: Tensor) -> list[int]:
-    found: list[int] = rows.nonzero().flatten().tolist()
-    return found

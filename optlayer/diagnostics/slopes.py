@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optlayer.diagnostics.data import Slopes
 from optlayer.layer import OptLayer
+from optlayer.matrix import largest, or_one
 
 STEPS = (1e-4, 1e-6)  # relative
 ROUNDING = 1e-12  # relative error of the values
@@ -124,8 +125,7 @@ def _rows(t: Float64[Tensor, "B ..."]) -> Float64[Tensor, "B k"]:
 
 def _size(t: Tensor) -> Float64[Tensor, " B"]:
     """The largest entry of each sample; 1 where that is 0."""
-    largest = _rows(t.detach()).abs().amax(1)
-    return torch.where(largest > 0, largest, 1.0)
+    return or_one(largest(_rows(t.detach())).squeeze(1))
 
 
 def _norm(rows: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:

@@ -16,10 +16,10 @@ from optlayer.cones import (
     Semidefinite,
 )
 from optlayer.engines import Answer, ConeProgram
+from optlayer.engines.options import assign
 from optlayer.engines.pool import Pool
 from optlayer.engines.scaling import equilibrated
 from optlayer.engines.sheet import Sheet, fill
-from optlayer.errors import DeclarationError
 from optlayer.solution import Status
 
 CLAIMS = {
@@ -57,14 +57,7 @@ class Clarabel:
 
     def _settings(self) -> Any:
         settings = clarabel.DefaultSettings()
-        for option, value in self._options.items():
-            if not hasattr(settings, option):
-                known = ", ".join(a for a in dir(settings) if not a.startswith("_"))
-                raise DeclarationError(f"CLARABEL has no option {option!r}; it has {known}")
-            try:
-                setattr(settings, option, value)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise DeclarationError(f"CLARABEL refuses {option}={value!r}: {error}") from error
+        assign(self.name, settings, self._options)
         return settings
 
     def check_suits(self, K: Product) -> None:

@@ -33,17 +33,10 @@ def start(rows: Rows) -> tuple[State, Local, Units]:
 
 def _box(at: Local) -> Box:
     """Sides as far as rows with one entry give them, g_i + G_ij x_j <= 0 at x = 0."""
-    none = torch.full_like(at.gradient, torch.inf)
-    if not at.G.shape[0]:
-        return Box(-none, none)
-    G = at.G.dense().expand(len(none), -1, -1)
-    slope, column = G.sum(2), G.abs().argmax(2)
-    end = torch.where(at.G.is_single, -at.g / slope, torch.nan)
-    upper = torch.where(slope > 0, end, torch.inf).nan_to_num(torch.inf, torch.inf, -torch.inf)
-    lower = torch.where(slope < 0, end, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
-    return Box(
-        (-none).scatter_reduce(1, column, lower, "amax"), none.scatter_reduce(1, column, upper, "amin")
-    )
+    G = at.G.dense().expand(len(at.g), -1, -1)
+    slope = torch.where(at.G.is_single & at.g.isfinite(), -G.sum(2), 0.0)
+    column = G.abs().argmax(2) if G.shape[1] else G.new_zeros(G.shape[:2], dtype=torch.int64)
+    return Box.of(slope, -at.g, column, G.shape[2])
 
 
 def _nearest(box: Box, rows: Rows, none: State) -> Float64[Tensor, "B n"]:

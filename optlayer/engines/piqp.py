@@ -11,6 +11,7 @@ import numpy as np
 from optlayer.columns import to_csc
 from optlayer.cones import Nonnegative, Product
 from optlayer.engines import Answer, Array, ConeProgram
+from optlayer.engines.options import assign
 from optlayer.engines.order import check_kinds
 from optlayer.engines.pool import Pool
 from optlayer.engines.scaling import equilibrated
@@ -52,7 +53,7 @@ class PIQP:
         self._options = {**DEFAULTS, **options}
         self._pool = Pool(1)
         for solver in (self._piqp.DenseSolver(), self._piqp.SparseSolver()):
-            _set(solver, self._options)
+            assign(self.name, solver.settings, self._options)
 
     def check_suits(self, K: Product) -> None:
         """Whether it takes these cones.
@@ -71,7 +72,7 @@ class PIQP:
 
         def workspace() -> _Workspace:
             solver = kind()
-            _set(solver, self._options)
+            assign(self.name, solver.settings, self._options)
             return _Workspace(data, solver)
 
         return units.restored(fill(Sheet(self.name, program), len(program.q), workspace, self._pool))
@@ -82,18 +83,6 @@ def _imported() -> Any:
         return import_module("piqp")
     except ImportError as error:
         raise DeclarationError("solver 'PIQP' is not installed: pip install piqp") from error
-
-
-def _set(solver: Any, options: dict[str, Any]) -> None:
-    settings = solver.settings
-    for option, value in options.items():
-        if not hasattr(settings, option):
-            known = ", ".join(a for a in dir(settings) if not a.startswith("_"))
-            raise DeclarationError(f"PIQP has no option {option!r}; it has {known}")
-        try:
-            setattr(settings, option, value)
-        except TypeError as error:
-            raise DeclarationError(f"PIQP refuses {option}={value!r}: {error}") from error
 
 
 def _dense(program: ConeProgram) -> bool:

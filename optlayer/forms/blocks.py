@@ -50,6 +50,12 @@ class Rows(Protocol):
         """Mx + r₀, differentiable."""
         ...
 
+    def local(
+        self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts
+    ) -> tuple[Float64[Tensor, "B r"], Matrix]:
+        """r and M."""
+        ...
+
     def pulled(
         self, y: Float64[Tensor, "B r"], x: Tensor, theta: Theta, flat: Parts
     ) -> Float64[Tensor, "B n"]:
@@ -132,7 +138,14 @@ class AffineRows:
 
     def value(self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts) -> Float64[Tensor, "B r"]:
         """Mx + r₀."""
-        return self.M.matrix(flat) @ x + self.r0(flat)
+        return self.local(x, theta, flat)[0]
+
+    def local(
+        self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts
+    ) -> tuple[Float64[Tensor, "B r"], Matrix]:
+        """Both, M made once."""
+        M = self.M.matrix(flat)
+        return M @ x + self.r0(flat), M
 
     def pulled(
         self, y: Float64[Tensor, "B r"], x: Tensor, theta: Theta, flat: Parts
@@ -155,6 +168,12 @@ class FunctionRows:
     def value(self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts) -> Float64[Tensor, "B r"]:
         """r(x)."""
         return vmap(self.function)(x, *theta) if self.rows else x[:, :0]
+
+    def local(
+        self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts
+    ) -> tuple[Float64[Tensor, "B r"], Matrix]:
+        """Both."""
+        return self.value(x, theta, flat), self.matrix(x, theta, flat)
 
     def pulled(
         self, y: Float64[Tensor, "B r"], x: Tensor, theta: Theta, flat: Parts

@@ -24,6 +24,19 @@ class Box(NamedTuple):
     lower: Float64[Tensor, "B n"]
     upper: Float64[Tensor, "B n"]
 
+    @classmethod
+    def of(
+        cls, slope: Float64[Tensor, "#B k"], offset: Float64[Tensor, "B k"], column: Tensor, n: int
+    ) -> "Box":
+        """slope z + offset >= 0, z the coordinate in a column; a slope of 0 is no side."""
+        side, everywhere = -(offset / slope), offset.new_full((len(offset), n), torch.inf)
+        column = column.expand(side.shape)
+        lower, upper = torch.where(slope > 0, side, -torch.inf), torch.where(slope < 0, side, torch.inf)
+        return cls(
+            (-everywhere).scatter_reduce(1, column, lower, "amax"),
+            everywhere.scatter_reduce(1, column, upper, "amin"),
+        )
+
     def inside(self) -> Float64[Tensor, "B n"]:
         """Midway between two sides, 1 inside of one, 0 where there is none."""
         below, above = self.lower.isfinite(), self.upper.isfinite()
@@ -63,14 +76,7 @@ class Borders:
     @cached_property
     def box(self) -> Box:
         """The same as sides."""
-        slope, offset = self.affine
-        side, everywhere = -(offset / slope), torch.full_like(self._origin, torch.inf)
-        columns = self.columns.expand(len(side), -1)
-        lower, upper = torch.where(slope > 0, side, -torch.inf), torch.where(slope < 0, side, torch.inf)
-        return Box(
-            (-everywhere).scatter_reduce(1, columns, lower, "amax"),
-            everywhere.scatter_reduce(1, columns, upper, "amin"),
-        )
+        return Box.of(*self.affine, self.columns, self._origin.shape[1])
 
     def holds(self, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
         """Whether every logarithm, root and reciprocal is defined at x."""

@@ -119,27 +119,25 @@ class Composite:
         """f."""
         if self.d is None:
             return vmap(self.f)(x, *theta)
-        of_curves = (self.w(flat) * self._each("value", self._y(x, flat))).sum(1)
+        y = self.J.matrix(flat) @ x + self.c(flat)
+        of_curves = (self.w(flat) * self._each("value", y)).sum(1)
         return (x * (0.5 * (self.P.matrix(flat) @ x) + self.q(flat))).sum(1) + self.d(flat) + of_curves
 
     def gradient(self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts) -> Float64[Tensor, "B n"]:
         """∇f."""
-        return self._slope(x, self._y(x, flat), flat)
+        J = self.J.matrix(flat)
+        return self._slope(x, J @ x + self.c(flat), J, self.w(flat), flat)
 
     def second(
         self, x: Float64[Tensor, "B n"], theta: Theta, flat: Parts
     ) -> tuple[Float64[Tensor, "B n"], Matrix]:
         """∇f and ∇²f."""
-        y = self._y(x, flat)
-        D = self.w(flat) * self._each("curvature", y)
-        return self._slope(x, y, flat), self._hessian(D, flat)
+        J, w = self.J.matrix(flat), self.w(flat)
+        y = J @ x + self.c(flat)
+        return self._slope(x, y, J, w, flat), self._hessian(w * self._each("curvature", y), J, flat)
 
-    def _y(self, x: Float64[Tensor, "B n"], flat: Parts) -> Float64[Tensor, "B k"]:
-        return self.J.matrix(flat) @ x + self.c(flat)
-
-    def _slope(self, x: Tensor, y: Tensor, flat: Parts) -> Float64[Tensor, "B n"]:
-        of_curves = self.J.matrix(flat).mT(self.w(flat) * self._each("slope", y))
-        gradient = of_curves + self.q(flat)
+    def _slope(self, x: Tensor, y: Tensor, J: Matrix, w: Tensor, flat: Parts) -> Float64[Tensor, "B n"]:
+        gradient = J.mT(w * self._each("slope", y)) + self.q(flat)
         return gradient + self.P.matrix(flat) @ x if len(self.P.places) else gradient
 
     def _each(self, derivative: str, y: Float64[Tensor, "B k"]) -> Float64[Tensor, "B k"]:
@@ -149,9 +147,9 @@ class Composite:
         parts = zip(self.curves, y.split(self.sizes, 1), strict=True)
         return torch.cat([getattr(curve, derivative)(part) for curve, part in parts], 1)
 
-    def _hessian(self, D: Float64[Tensor, "B k"], flat: Parts) -> Matrix:
+    def _hessian(self, D: Float64[Tensor, "B k"], J: Matrix, flat: Parts) -> Matrix:
         """P + JᵀDJ."""
-        P, J = self.P.matrix(flat), self.J.matrix(flat)
+        P = self.P.matrix(flat)
         if self.separable and isinstance(J, Sparse):
             return diagonal(P.diagonal() + J.squared.mT(D))
         rows = J.dense()

@@ -50,13 +50,15 @@ class Programme(KKTForm):
     def local(self, point: Point, *theta: Tensor) -> Local:
         """The programme to second order at a point; it has no more."""
         x, flat = point.x, flatten(point.x, theta)
+        g, G = self.inequality.local(x, theta, flat)
+        h, A = self.equality.local(x, theta, flat)
         return Local(
             gradient=self.objective.gradient(x, theta, flat),
             hessian=self.objective.hessian(theta, flat),
-            g=self.inequality.value(x, theta, flat),
-            G=self.inequality.matrix(x, theta, flat),
-            h=self.equality.value(x, theta, flat),
-            A=self.equality.matrix(x, theta, flat),
+            g=g,
+            G=G,
+            h=h,
+            A=A,
             dual=self.dual,
             auxiliary=self.auxiliary,
         )

@@ -67,13 +67,15 @@ class SmoothForm(KKTForm):
         """f, g, h to second order at a point."""
         x, flat = point.x, flatten(point.x, theta)
         gradient, hessian = self._curvature(point, theta, flat)
+        g, G = self.inequality.local(x, theta, flat)
+        h, A = self.equality.local(x, theta, flat)
         return Local(
             gradient=gradient,
             hessian=hessian,
-            g=self.inequality.value(x, theta, flat),
-            G=self.inequality.matrix(x, theta, flat),
-            h=self.equality.value(x, theta, flat),
-            A=self.equality.matrix(x, theta, flat),
+            g=g,
+            G=G,
+            h=h,
+            A=A,
             dual=self.dual,
         )
 
