@@ -21,7 +21,7 @@ are therefore judged once more, against what a relative change of the data could
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from optlayer.cones import Product
@@ -101,6 +101,7 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
         terms = terms + _passed_on(at, point.x, lengths)
     else:
         lengths = reach = widest = _lengths(at, x, size).clamp_min(unit)
+        terms = torch.where(_idle(at, point.x), terms + FLOOR * _passed_on(at, point.x, lengths), terms)
     terms = numbers(torch.minimum(terms, _balanced(at, lengths)))
     return Scales(
         terms + unit * FLOOR * (at.hessian.abs @ torch.ones_like(x)) if unit else terms,
@@ -179,6 +180,12 @@ def _passed_on(at: Local, x: Tensor, lengths: Tensor) -> Float64[Tensor, "B n"]:
         handed = torch.maximum(at.A.column_largest(equality), at.G.column_largest(inequality))
         size = torch.maximum(size, handed)
     return torch.maximum(size, FLOOR * largest(size))
+
+
+def _idle(at: Local, x: Float64[Tensor, "B n"]) -> Bool[Tensor, "B n"]:
+    """Rows in which f has no part, a slack variable's: they too hold nothing but multipliers."""
+    constant = at.gradient - at.hessian @ x
+    return (at.hessian.abs @ torch.ones_like(x) == 0) & (constant == 0)
 
 
 def _or_none(sizes: Tensor) -> Tensor:

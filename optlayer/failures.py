@@ -15,7 +15,7 @@ from optlayer.plan import Call, Plan
 from optlayer.report import Failure
 from optlayer.solution import Residuals, Status
 
-SOLVED_TO = 1e-7  # absolute violation that may be the elastic problem's own solver at work
+SOLVED_TO = 1e-7  # violation that may be the elastic problem's own solver at work, absolute or beside |x|
 CLAIMED, UNCLAIMED = 1e-6, 1e-3  # least relative violation that proves what an engine said, or did not
 PRECISION = 10.0  # units in the last place forgiven when a value is checked against an attribute
 FEASIBLE = 1e-6  # relative violation forgiven in a point that shows the objective to be unbounded
@@ -111,7 +111,8 @@ def _infeasible(plan: Plan, sample: Instance, words: str, least: float) -> Failu
         return None
     relative = _violation(sample, elastic.x)
     worst = max(elastic.violations, key=lambda name: elastic.violations[name])
-    if not (relative > least and elastic.violations[worst] > SOLVED_TO):
+    at_work = SOLVED_TO * max(1.0, np.abs(elastic.x).max(initial=0.0))
+    if not (relative > least and elastic.violations[worst] > at_work):
         return None
     why = f"{words}; {worst} violated by {elastic.violations[worst]:.3g} at best"
     return Failure(Status.INFEASIBLE, why, relative)

@@ -10,6 +10,7 @@ from functools import reduce
 import torch
 
 from optlayer.engines.clarabel import Clarabel
+from optlayer.engines.face import Face
 from optlayer.engines.osqp import OSQP
 from optlayer.engines.scs import SCS
 from optlayer.fill import WORK, factor_work
@@ -24,7 +25,7 @@ NOWHERE = torch.zeros(0, dtype=torch.int64)
 ROUGHLY, CAREFULLY = ({"eps_abs": eps, "eps_rel": eps} for eps in (1e-4, 1e-8))
 
 
-def large_engines(form: Programme) -> tuple[OSQP | SCS | Clarabel, ...]:
+def large_engines(form: Programme) -> tuple[OSQP | SCS | Clarabel | Face, ...]:
     """Best first, for a programme over the orthant; none where it is not large, or dense."""
     patterns = _patterns(form) if form.size > MIDDLE else None
     if patterns is None:
@@ -32,7 +33,7 @@ def large_engines(form: Programme) -> tuple[OSQP | SCS | Clarabel, ...]:
     work = factor_work(*patterns)
     if work > WORK:
         return SCS({"indirect": True, **ROUGHLY}), SCS({"indirect": True, **CAREFULLY})
-    then = Clarabel({}), Clarabel({}, rescale=True)
+    then = Clarabel({}), Clarabel({}, rescale=True), Face()
     if work > CHEAP * sum(pattern.nnz for pattern in patterns):
         return SCS(ROUGHLY), *then
     return (OSQP(ROUGHLY), *then) if form.size > LARGE else ()

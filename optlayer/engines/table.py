@@ -9,6 +9,7 @@
     inequalities only, sparse, and fills in        SCS             Clarabel, or SCS again   (`large`)
     inequalities only, larger and sparse           OSQP            Clarabel
     inequalities only, larger and dense            SCS             the same
+      with dependent active constraints            the above       the face that Clarabel finds
     other cones                                    Clarabel        in units of the data, SCS
     not quadratic                                  Clarabel by cvxpy, SCS by cvxpy
 
@@ -19,6 +20,7 @@ from typing import Any
 
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.cvxpy import Cvxpy
+from optlayer.engines.face import Face
 from optlayer.engines.interior import Interior
 from optlayer.engines.large import LARGE, large_engines
 from optlayer.engines.matrices import CvxpyMatrices
@@ -34,7 +36,7 @@ from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import KKTForm
 from optlayer.forms.programme import Programme
 
-Engine = InteriorQP | Interior | Clarabel | OSQP | SCS | PIQP | Moreau | Cvxpy | CvxpyMatrices
+Engine = InteriorQP | Interior | Clarabel | Face | OSQP | SCS | PIQP | Moreau | Cvxpy | CvxpyMatrices
 
 BY_NAME = {"INTERIOR": InteriorQP, "CLARABEL": Clarabel, "OSQP": OSQP, "PIQP": PIQP, "MOREAU": Moreau}
 
@@ -58,8 +60,10 @@ def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> t
         return _named(form, solver.upper(), options)
     if not isinstance(form, Programme):
         return _by_cvxpy(form, "CLARABEL", options), _by_cvxpy(form, "SCS", {})
-    always = Clarabel(options), Clarabel(options, rescale=True), SCS({})
-    return always if options or not form.dual.is_orthant else _for_orthant(form, always)
+    clarabel = Clarabel(options), Clarabel(options, rescale=True)
+    if options or not form.dual.is_orthant:
+        return *clarabel, SCS({})
+    return _for_orthant(form, (*clarabel, Face(), SCS({})))
 
 
 def _for_orthant(form: Programme, always: tuple[Engine, ...]) -> tuple[Engine, ...]:
