@@ -34,6 +34,7 @@ ROOM = 10.0  # how much rounding auxiliary variables may gather
 PASSES = 3  # constraints that a scale is handed on through
 LARGEST = 1e4  # multiples of the terms of f that multipliers may bring to a row
 ROUNDING = 5e-17  # of the largest multipliers: rounding in the others
+NOTHING = 1e-15  # of what a row could hold: the rounding of other rows
 
 
 class Sizes(NamedTuple):
@@ -112,6 +113,23 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
         over_blocks(ROUNDING * largest(terms) / at.G.peaks),
         widest,
     )
+
+
+def without_empty_rows(at: Local, point: Point, scale: Scales) -> Scales:
+    """The scales, ∞ in rows that hold nothing but rounding: 0 = 1e-17, in data as in answers.
+
+    Such a row's terms are lost beside those that coordinates, or multipliers, as large as the others' would
+    bring. No residual of it can be less.
+    """
+    size, (x, lam, nu) = sizes(at, point), point
+    longest, dearest = largest(x).expand_as(x), torch.maximum(largest(lam), largest(nu))
+    reach = (
+        at.hessian.abs @ longest + at.G.abs.mT(dearest.expand_as(lam)) + at.A.abs.mT(dearest.expand_as(nu)),
+        at.dual.over_blocks(at.G.abs @ longest),
+        at.A.abs @ longest,
+    )
+    kept = (torch.where(s <= NOTHING * r, torch.inf, t) for s, r, t in zip(size, reach, scale))
+    return scale._replace(**dict(zip(("stationarity", "inequality", "equality"), kept)))
 
 
 def _balanced(at: Local, lengths: Float64[Tensor, "B n"]) -> Float64[Tensor, "B 1"]:

@@ -218,13 +218,20 @@ def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Ten
     short = (residuals.amax(1) > ROUNDED) | (found.merit > UNSETTLED)
     if not isinstance(form, ConicForm):  # of rows that bind by rounding alone no derivative would be right
         unsure = short & residuals.isfinite().all(1) & form.quadratic
-        return unsure & found.reduced.singular[0] if unsure.any() else unsure
+        return unsure & found.reduced.singular[0] & _unsettled(found) if unsure.any() else unsure
     floor = ROUNDING * certify.extent(found.at, x).squeeze(1)
     gap = form.stated.gap(x, form.value(x, *problem.theta), floor, *problem.theta)
     moves = restlessness(problem, found) > RESTLESS
     if short.any():  # where K is singular, a step that stays says nothing of a residual that is left
         moves |= short & found.reduced.singular[0]
     return residuals.isfinite().all(1) & (moves | (gap > STATED))
+
+
+def _unsettled(found: Polished) -> Bool[Tensor, " B"]:
+    """Whether a residual is left that is no rounding."""
+    scale = certify.without_empty_rows(found.at, found.point, found.scale)
+    left = certify.residuals(found.at, found.point, scale).worst
+    return (left > ROUNDED) | (found.merit > UNSETTLED)
 
 
 def _rays(form: KKTForm, answer: Answer, named: list[int]) -> dict[int, Point]:

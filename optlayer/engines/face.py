@@ -1,4 +1,4 @@
-r"""Degenerate quadratic programmes: Clarabel closely, then the nearest point of the face it has found.
+r"""Degenerate quadratic programmes: a solver closely, then the nearest point of the face it has found.
 
 Where active constraints depend on each other K is singular, and Newton's method, which changes its mind about
 them in every step, need not settle. A central path ends inside the optimal face, primal and dual, so that
@@ -28,10 +28,16 @@ from optlayer.cones import Nonnegative, Product
 from optlayer.engines import Answer, Array, ConeProgram
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.order import check_kinds
+from optlayer.engines.piqp import PIQP
 from optlayer.sparse_saddle import factored
 
-TIGHT = 1e-11
-CLOSELY = {
+TIGHT = 1e-12
+PIQP_CLOSELY = {
+    **{f"eps_{kind}": TIGHT for kind in ("abs", "duality_gap_abs")},
+    **{f"eps_{kind}": TIGHT / 100 for kind in ("rel", "duality_gap_rel")},
+    **{"check_duality_gap": True, "max_iter": 300, "preconditioner_iter": 10},
+}
+CLARABEL_CLOSELY = {
     **{"tol_gap_abs": TIGHT, "tol_gap_rel": TIGHT, "tol_feas": TIGHT},
     **{"max_iter": 300, "equilibrate_enable": True},
 }
@@ -44,11 +50,11 @@ WRONG = 1e-9  # relative size of a multiplier or a slack with the wrong sign tha
 class Face:
     """A `MatrixEngine` for quadratic programmes that the others leave unsettled."""
 
-    name = "CLARABEL"
     quick = True
 
-    def __init__(self) -> None:
-        self._interior = Clarabel(CLOSELY)
+    def __init__(self, interior: PIQP | Clarabel | None = None) -> None:
+        self._interior = interior or PIQP(PIQP_CLOSELY, afresh=True)
+        self.name = self._interior.name
 
     def check_suits(self, K: Product) -> None:
         """Whether it takes these cones.
@@ -91,23 +97,41 @@ class _Sample(NamedTuple):
         return found, multipliers
 
     def _on_face(self, kept: Bool[Array, " m"], x: Array, y: Array) -> tuple[Array, Array]:
-        """The proximal point method from (x, y), other multipliers 0."""
-        M, c, mu = self.A[kept], self.b[kept], y[kept]
-        u, w = _units(self.P, M)
-        solve, n = factored(_shifted(self.P, M, u, w)), len(x)
+        """The proximal point method from (x, y), other multipliers 0; what a bound holds is not moved."""
+        single = kept & (np.diff(self.A.indptr) == 1)
+        rows, held = kept & ~single, self._held(single, x)
+        free = np.isnan(held)
+        x, mu = np.where(free, x, held), y[rows]
+        P, M, c = self.P[:, free], self.A[rows], self.b[rows]
+        u, w = _units(P[free], M[:, free])
+        solve, n = factored(_shifted(P[free], M[:, free], u, w)), len(u)
         for _ in range(SWEEPS):
-            step = solve(-np.concatenate([u * (self.P @ x + self.q + M.T @ mu), w * (M @ x - c)]))
-            x, mu = x + u * step[:n], mu + w * step[n:]
-        multipliers = np.zeros_like(y)
-        multipliers[kept] = mu
-        return self._on_bounds(kept, x), multipliers
+            left = self.P @ x + self.q + M.T @ mu
+            step = solve(-np.concatenate([u * left[free], w * (M @ x - c)]))
+            x[free], mu = x[free] + u * step[:n], mu + w * step[n:]
+        multipliers = self._balance(single, self.P @ x + self.q + M.T @ mu)
+        multipliers[rows] = mu
+        return x, multipliers
 
-    def _on_bounds(self, kept: Bool[Array, " m"], x: Array) -> Array:
-        """x with rounding removed where a row that is kept holds one coordinate: 0, not 1e-17."""
-        single = np.flatnonzero(kept & (np.diff(self.A.indptr) == 1))
-        entry, held = self.A.indptr[single], x.copy()
+    def _held(self, single: Bool[Array, " m"], x: Array) -> Array:
+        """x where a row of one coordinate holds it, NaN elsewhere."""
+        entry, held = self.A.indptr[:-1][single], np.full_like(x, np.nan)
         held[self.A.indices[entry]] = self.b[single] / self.A.data[entry]
         return held
+
+    def _balance(self, single: Bool[Array, " m"], left: Array) -> Array:
+        """The multipliers of single rows, that cancel what is left of their coordinate's stationarity.
+
+        Of several rows that hold one coordinate the one that pushes the right way takes it all.
+        """
+        rows = np.flatnonzero(single)
+        entry = self.A.indptr[rows]
+        multipliers = -left[self.A.indices[entry]] / self.A.data[entry]
+        order = np.lexsort([(multipliers < 0) & (rows >= self.zero), self.A.indices[entry]])
+        _, first = np.unique(self.A.indices[entry][order], return_index=True)
+        y = np.zeros(len(single))
+        y[rows[order[first]]] = multipliers[order[first]]
+        return y
 
     def _wrong(self, kept: Bool[Array, " m"], x: Array, y: Array) -> Bool[Array, " m"]:
         """Inequalities whose multiplier or slack is negative, beyond rounding."""

@@ -33,7 +33,7 @@ def large_engines(form: Programme) -> tuple[OSQP | SCS | Clarabel | Face, ...]:
     work = factor_work(*patterns)
     if work > WORK:
         return SCS({"indirect": True, **ROUGHLY}), SCS({"indirect": True, **CAREFULLY})
-    then = Clarabel({}), Clarabel({}, rescale=True), Face()
+    then = Face(), Clarabel({}), Clarabel({}, rescale=True)
     if work > CHEAP * sum(pattern.nnz for pattern in patterns):
         return SCS(ROUGHLY), *then
     return (OSQP(ROUGHLY), *then) if form.size > LARGE else ()

@@ -10,7 +10,7 @@ import numpy as np
 
 from optlayer.columns import to_csc
 from optlayer.cones import Nonnegative, Product
-from optlayer.engines import Answer, Array, ConeProgram
+from optlayer.engines import Answer, Array, ConeProgram, Units
 from optlayer.engines.options import assign
 from optlayer.engines.order import check_kinds
 from optlayer.engines.pool import Pool
@@ -34,6 +34,7 @@ DEFAULTS = {
     "infeasibility_threshold": 0.5,  # at its own 0.9 plain contradictions are missed; rays are verified
 }
 UNHARMED = set(CLAIMS)  # after these an object is as good as new
+AS_THEY_ARE = Units(np.ones((1, 1)), np.ones((1, 1)))
 SMALL = 1000  # entries up to which the dense solver is the quicker one, whatever they are
 
 
@@ -41,15 +42,16 @@ class PIQP:
     """A `MatrixEngine` for quadratic programmes; options are PIQP's settings by name.
 
     It holds the interpreter's lock while it solves, so a second thread would only wait. Ours is
-    the preconditioner: it makes an updated object the same as a new one. The rays it claims on are its
-    last iterates, which grow along them.
+    the preconditioner: it makes an updated object the same as a new one. With `afresh` every sample has an
+    object to itself, and PIQP's own preconditioner. The rays it claims on are its last iterates, which grow
+    along them.
     """
 
     name = "PIQP"
     quick = True
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._piqp = _imported()
+    def __init__(self, options: dict[str, Any], afresh: bool = False) -> None:
+        self._piqp, self._afresh = _imported(), afresh
         self._options = {**DEFAULTS, **options}
         self._pool = Pool(1)
         for solver in (self._piqp.DenseSolver(), self._piqp.SparseSolver()):
@@ -65,7 +67,7 @@ class PIQP:
 
     def solve_matrices(self, program: ConeProgram) -> Answer:
         """See `MatrixEngine`."""
-        scaled, units = equilibrated(program)
+        scaled, units = (program, AS_THEY_ARE) if self._afresh else equilibrated(program)
         dense = _dense(program)
         data = _DenseData(scaled) if dense else _SparseData(scaled)
         kind = self._piqp.DenseSolver if dense else self._piqp.SparseSolver
@@ -73,7 +75,7 @@ class PIQP:
         def workspace() -> _Workspace:
             solver = kind()
             assign(self.name, solver.settings, self._options)
-            return _Workspace(data, solver)
+            return _Workspace(data, solver, self._afresh)
 
         return units.restored(fill(Sheet(self.name, program), len(program.q), workspace, self._pool))
 
@@ -121,8 +123,8 @@ class _SparseData:
 class _Workspace:
     """One solver object; it is told all the data each time, which keeps an update the same as a setup."""
 
-    def __init__(self, data: _DenseData | _SparseData, solver: Any) -> None:
-        self._data, self._solver, self._load = data, solver, solver.setup
+    def __init__(self, data: _DenseData | _SparseData, solver: Any, once: bool) -> None:
+        self._data, self._solver, self._load, self._once = data, solver, solver.setup, once
 
     def solve(self, i: int, sheet: Sheet) -> bool:
         self._load(**self._data.of(i))
@@ -132,4 +134,4 @@ class _Workspace:
         y: Array = np.concatenate([found.y, found.z_u])
         claim = CLAIMS.get(word, Status.FAILED)
         sheet.write(i, claim, word, found.x, y, found.info.iter)
-        return word in UNHARMED
+        return word in UNHARMED and not self._once

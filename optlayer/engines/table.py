@@ -9,7 +9,7 @@
     inequalities only, sparse, and fills in        SCS             Clarabel, or SCS again   (`large`)
     inequalities only, larger and sparse           OSQP            Clarabel
     inequalities only, larger and dense            SCS             the same
-      with dependent active constraints            the above       the face that Clarabel finds
+    inequalities only, each of the above           then            the face that PIQP finds, first of all
     other cones                                    Clarabel        in units of the data, SCS
     not quadratic                                  Clarabel by cvxpy, SCS by cvxpy
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.cvxpy import Cvxpy
-from optlayer.engines.face import Face
+from optlayer.engines.face import CLARABEL_CLOSELY, Face
 from optlayer.engines.interior import Interior
 from optlayer.engines.large import LARGE, large_engines
 from optlayer.engines.matrices import CvxpyMatrices
@@ -63,7 +63,7 @@ def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> t
     clarabel = Clarabel(options), Clarabel(options, rescale=True)
     if options or not form.dual.is_orthant:
         return *clarabel, SCS({})
-    return _for_orthant(form, (*clarabel, Face(), SCS({})))
+    return _for_orthant(form, (Face(), *clarabel, SCS({})))
 
 
 def _for_orthant(form: Programme, always: tuple[Engine, ...]) -> tuple[Engine, ...]:
@@ -99,7 +99,7 @@ def _named(form: KKTForm, name: str, options: dict[str, Any]) -> tuple[Engine, .
     if isinstance(form, Programme) and name in BY_NAME:
         engine: Any = BY_NAME[name](options)
         engine.check_suits(form.dual.dual)
-        return (engine, InteriorQP(options, CLOSELY)) if name == InteriorQP.name else (engine,)
+        return engine, *_closely(form, engine, options)
     if name == Interior.name:
         return (_by_torch(form, name, options),)
     if name in ("PIQP", "MOREAU"):
@@ -110,6 +110,17 @@ def _named(form: KKTForm, name: str, options: dict[str, Any]) -> tuple[Engine, .
     else:
         other.check_suits(form.dual.dual)
     return (other,)
+
+
+def _closely(form: Programme, engine: Engine, options: dict[str, Any]) -> tuple[Engine, ...]:
+    """The same solver once more, for where its first answer does not tell which constraints are active."""
+    if isinstance(engine, InteriorQP):
+        return (InteriorQP(options, CLOSELY),)
+    if options or not form.dual.is_orthant:
+        return ()
+    if isinstance(engine, PIQP):
+        return (Face(),)
+    return (Face(Clarabel(CLARABEL_CLOSELY)),) if isinstance(engine, Clarabel) else ()
 
 
 def _by_torch(form: KKTForm, solver: str | None, options: dict[str, Any]) -> Interior:
