@@ -20,7 +20,7 @@ FLOORS = [
     {"columns", "fill", "banded"},
     {"saddle", "least_norm"},
     {"sparse_saddle"},
-    {"implicit"},
+    {"implicit", "deficient"},
     {"equations"},
     {"cones"},
     {"forms"},

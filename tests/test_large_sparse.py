@@ -14,6 +14,7 @@ from torch import Tensor
 
 from optlayer import OptLayer, Solution, fill, sparse_saddle
 from optlayer.declare.recovery import Affine, entries
+from optlayer.deficient import Deficient
 from optlayer.engines.large import large_engines
 from optlayer.errors import InfeasibleError
 from optlayer.least_norm import least_norm
@@ -308,6 +309,69 @@ def test_the_least_norm_by_products_is_that_of_the_eigenvectors() -> None:
     assert torch.allclose(found.x, expected.x, rtol=1e-6, atol=1e-8 * float(expected.x.abs().max()))
     assert found.singular.all()
     assert torch.equal(found.free, expected.free)
+
+
+def a_singular_saddle(seed: int) -> tuple[Tensor, int]:
+    """[H Eᵀ; E 0] in mixed units, with dependent rows of E and a coordinate in which nothing stands."""
+    rng = np.random.default_rng(seed)
+    n, k = 30, 12
+    R, E = rng.standard_normal((n, 25)), rng.standard_normal((k, n))
+    E[8:] = rng.standard_normal((4, 8)) @ E[:8]
+    H = R @ R.T
+    H[:, 5], H[5], E[:, 5] = 0.0, 0.0, 0.0
+    units = 10 ** rng.uniform(-2, 2, n + k)
+    K = np.block([[H, E.T], [E, np.zeros((k, k))]]) * units[:, None] * units
+    return torch.from_numpy(K), n
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_least_norm_by_factors_is_that_of_the_eigenvectors(seed: int) -> None:
+    K, n = a_singular_saddle(seed)
+    b = torch.randn(K.shape[0], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    expected, found = solve(K, b, n), Deficient(sparse.csc_matrix(K.numpy()), n)
+    x = torch.from_numpy(found(b.numpy()))
+    assert found.singular
+    assert torch.allclose(x, expected.x, rtol=1e-7, atol=1e-9 * float(expected.x.abs().max()))
+    assert found.free.tolist() == expected.free.tolist()
+    assert found.free.sum() == 1
+
+
+def test_a_null_space_larger_than_the_first_basis_is_found() -> None:
+    row = np.ones((40, 50))
+    K = sparse.csc_matrix(np.block([[np.eye(50), row.T], [row, np.zeros((40, 40))]]))
+    x = Deficient(K, 50)(np.concatenate([np.arange(50.0), np.ones(40)]))
+    nearest = np.arange(50.0) - np.mean(np.arange(50.0)) + 1 / 50
+    assert np.abs(x[:50] - nearest).max() < 1e-11
+    assert np.ptp(x[50:]) < 1e-12
+
+
+def test_a_regular_matrix_is_none_of_that() -> None:
+    K = sparse.csc_matrix(np.diag([1.0, 1e-6, -1e3]))
+    inverse = Deficient(K, 2)
+    assert not inverse.singular
+    assert np.allclose(inverse(np.ones(3)), [1.0, 1e6, -1e-3], rtol=1e-12)
+
+
+def test_transport_has_a_derivative_whatever_its_size() -> None:
+    """One of its equations is too many: multipliers are not unique, the plan is."""
+    n, eps = 24, 0.05
+    points = torch.rand(2, n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    C, a = torch.cdist(points[0], points[1]).square().requires_grad_(), torch.full((n,), 1 / n)
+    layer = OptLayer(
+        [cp.Variable((n, n))],
+        [cp.Parameter((n, n)), cp.Parameter(n), cp.Parameter(n)],
+        lambda P, C, a, b: cp.sum(cp.multiply(C, P)) - eps * cp.sum(cp.entr(P)),
+        equalities=[lambda P, C, a, b: cp.sum(P, axis=1) - a, lambda P, C, a, b: cp.sum(P, axis=0) - b],
+    )
+    solution = layer.solve(C, a.double(), a.double())
+    plan, weights = solution.primal[0], torch.cos(torch.arange(n * n).double()).reshape(n, n)
+    assert solution.flags.degenerate
+    assert not solution.flags.nonunique
+    (gradient,) = torch.autograd.grad((weights * plan).sum(), C)
+    step = 1e-5 * weights
+    ahead, behind = (layer(C.detach() + s, a.double(), a.double()) for s in (step, -step))
+    difference = float((weights * (ahead - behind)).sum()) / 2
+    assert float((gradient * step).sum()) == pytest.approx(difference, rel=1e-6)
 
 
 # ----------------------------------------------------------------------------------- patterns, choices

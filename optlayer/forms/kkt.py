@@ -20,30 +20,37 @@ is read off g; where d = 1, an active one, μ is the multiplier. A Newton step o
 primal-dual active-set method. `docs/derivation.md` has the algebra.
 
 Two ways lead through K. Elimination (`elimination`, `saddle`): fast, and right wherever K is regular. The
-dense K (`linsolve`) for samples where that cannot be shown: the minimum-norm solution where K is singular.
+whole K for samples where that cannot be shown: the minimum-norm solution where it is singular, found by
+eigenvectors (`linsolve`), for more than a few hundred unknowns by factors (`deficient`), and by products
+alone where those do not fit (`least_norm`).
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float64
+from scipy import sparse
 from torch import Tensor
 
+from optlayer.columns import to_csc
 from optlayer.cones import Product, Spectrum
+from optlayer.deficient import Deficient
+from optlayer.fill import WORK
 from optlayer.forms import Domain, Local, Point, Reference
 from optlayer.forms.borders import Borders
 from optlayer.forms.elimination import Elimination, base_of, proximal
 from optlayer.least_norm import least_norm
 from optlayer.linsolve import Solved, push, solve
-from optlayer.matrix import Dense
+from optlayer.matrix import Dense, Sparse
 from optlayer.saddle import ROUGH, Base
 
 PROBES = 8
-LARGEST = 4000  # rows of a K that is decomposed into eigenvectors
+LARGEST = 4000  # rows of a dense K that is factored
 BYTES = 2**27  # of K, in one chunk of samples
-SMALL = 400  # unknowns up to which a Newton step is looked for in a dense singular K
+SMALL = 400  # unknowns up to which a singular K is decomposed into eigenvectors, for Newton's steps too
 CONSISTENT = 1e-6  # relative residual up to which such a step solves its system
 
 
@@ -307,11 +314,43 @@ class Reduction:
     def _least_norm(self, rows: Tensor, b: Float64[Tensor, "r N"]) -> Solved:
         """K⁺b of some samples, as many at a time as fit; from products alone where not even one does."""
         N = b.shape[1]
-        if N > LARGEST:
-            return least_norm(self[rows].product, b, self._n)
+        if N > SMALL:
+            return self._by_factors(b) if self._has_factors else least_norm(self[rows].product, b, self._n)
         chunks = (index.split(max(1, BYTES // (8 * N * N))) for index in (rows, torch.arange(len(rows))))
         found = [solve(self[some].dense(), b[own], self._n) for some, own in zip(*chunks, strict=True)]
         return Solved(*map(torch.cat, zip(*found, strict=True)))
+
+    @property
+    def _has_factors(self) -> bool:
+        """Whether a factor of K fits."""
+        H, G, A = self.at.hessian, self.at.G, self.at.A
+        if self.spectrum.turns or not all(isinstance(part, Sparse) for part in (H, G, A)):
+            return sum(self._sizes) <= LARGEST
+        return base_of(self.at).factor_work <= WORK
+
+    def _by_factors(self, b: Float64[Tensor, "r N"]) -> Solved:
+        """K⁺b of the samples whose K is irregular."""
+        found = self._deficient
+        x = np.stack([inverse(row) for inverse, row in zip(found, b.cpu().numpy(), strict=True)])
+        free = torch.from_numpy(np.stack([inverse.free for inverse in found]))
+        singular = torch.tensor([inverse.singular for inverse in found])
+        return Solved(torch.from_numpy(x), singular, free)
+
+    @cached_property
+    def _deficient(self) -> list[Deficient]:
+        """The irregular K, ready for any right-hand side."""
+        rows = _indices(~self._elimination.regular)
+        return [Deficient(self._sparse(self[i]), self._n) for i in rows.split(1)]
+
+    @staticmethod
+    def _sparse(one: "Reduction") -> sparse.csc_matrix:
+        """K of one sample."""
+        if one.spectrum.turns:
+            return sparse.csc_matrix(one.dense()[0].numpy())
+        H, G, A = (to_csc(part).matrix(0) for part in (one.at.hessian, one.at.G, one.at.A))
+        E = sparse.vstack([sparse.diags_array(one._S[0].numpy()) @ G, A])
+        D = torch.cat([(1.0 - one.spectrum.d) * one.tau, torch.zeros_like(one.at.h)], 1)[0].numpy()
+        return sparse.csc_matrix(sparse.block_array([[H, E.T], [E, -sparse.diags_array(D)]]))
 
     def product(self, y: Float64[Tensor, "B N"]) -> Float64[Tensor, "B N"]:
         """K y."""

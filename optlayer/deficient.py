@@ -1,0 +1,119 @@
+r"""K⁺b for symmetric singular K of some hundred rows and more, without its eigenvectors.
+
+K̂ = SKS, equilibrated and shifted by ±δ, is quasidefinite and has an LDLᵀ factorization, sparse where K is:
+F ≈ (K̂ + δJ)⁻¹, J = diag(1, -1). F blows up what K̂ takes to 0, so that a few steps of subspace iteration
+(Rutishauser 1969) find its null space, in a basis that grows until it holds a vector that is none of it;
+
+    K⁺b = Q K̃ Q b,    Q = 1 - ZZᵀ,  Z an orthonormal basis of S null(K̂) = null(K)
+
+where K̃ solves with K̂ by F, refined against the matrix without the shift: each refinement takes the error
+along an eigenvector of σ ≠ 0 to δ / (|σ| + δ) of itself.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64
+from scipy import linalg, sparse
+
+from optlayer.linsolve import RANK, RUIZ_SWEEPS
+from optlayer.sparse_saddle import Solve, factored
+
+Array = np.ndarray
+
+SHIFT = 1e-10  # δ
+DENSE = 0.1  # entries from which on K is met as a dense matrix
+STEPS = 3  # of subspace iteration
+FIRST = 8  # size of its first basis
+GROWTH = 4  # of the basis, where it is too small
+REFINEMENTS = 20
+HELPED = 0.5  # a refinement that leaves more of a generic residual was the last
+FREE = 1e-8  # squared length of a coordinate's row of Z that moves it
+
+
+class Deficient:
+    """The pseudo-inverse of one symmetric matrix.
+
+    Args:
+        K: The matrix, n primal rows first; positive semidefinite there and negative semidefinite below.
+        n: How many.
+    """
+
+    def __init__(self, K: sparse.csc_matrix, n: int) -> None:
+        self._s = _ruiz(K)
+        scale = sparse.diags_array(self._s)
+        self._K = sparse.csc_matrix(scale @ K @ scale)
+        shift = np.full(K.shape[0], -SHIFT)
+        shift[:n] = SHIFT
+        self._solve = _factored(sparse.csc_matrix(self._K + sparse.diags_array(shift)))
+        self._null = _orthonormal(self._s[:, None] * self._null_space())
+        self._sweeps = self._needed()
+        self.free: Bool[Array, " n"] = np.square(self._null[:n]).sum(1) > FREE
+
+    @property
+    def singular(self) -> bool:
+        """Whether it is."""
+        return self._null.shape[1] > 0
+
+    def __call__(self, b: Float64[Array, " N"]) -> Float64[Array, " N"]:
+        """K⁺b."""
+        rhs = self._s * self._off_null(b)
+        y = self._solve(rhs)
+        for _ in range(self._sweeps):
+            y = y + self._solve(rhs - self._K @ y)
+        return self._off_null(self._s * y)
+
+    def _off_null(self, a: Array) -> Array:
+        return a - self._null @ (self._null.T @ a)
+
+    def _null_space(self) -> Float64[Array, "N k"]:
+        """An orthonormal basis of null(K̂)."""
+        N, size = self._K.shape[0], FIRST
+        while True:
+            X = np.cos(np.outer(np.arange(1, N + 1), np.arange(1, size + 1)) ** 2)
+            for _ in range(STEPS):
+                X = _orthonormal(np.column_stack([self._solve(x) for x in X.T]))
+            _, sizes, turned = linalg.svd(self._K @ X, full_matrices=False)
+            null = sizes <= RANK * N
+            if size >= N or not null.all():
+                return X @ turned[null].T
+            size = min(N, GROWTH * size)
+
+    def _needed(self) -> int:
+        """Refinements until a generic system is solved, so that the right-hand side decides nothing."""
+        rhs = self._s * self._off_null(np.cos(np.arange(1.0, len(self._s) + 1) ** 2))
+        y, last = self._solve(rhs), np.inf
+        for sweep in range(REFINEMENTS):
+            left = rhs - self._K @ y
+            size = np.abs(left).max(initial=0.0)
+            if not size <= HELPED * last:
+                return sweep
+            y, last = y + self._solve(left), size
+        return REFINEMENTS
+
+
+def _factored(K: sparse.csc_matrix) -> Solve:
+    """K⁻¹ of a quasidefinite K."""
+    if K.nnz < DENSE * K.shape[0] ** 2:
+        return factored(K)
+    factor, pivots = torch.linalg.ldl_factor(torch.from_numpy(K.toarray()))
+
+    def solve(b: Array) -> Array:
+        y: Array = torch.linalg.ldl_solve(factor, pivots, torch.from_numpy(b)[:, None])[:, 0].numpy()
+        return y
+
+    return solve
+
+
+def _ruiz(K: sparse.csc_matrix) -> Float64[Array, " N"]:
+    """s > 0 such that the rows of diag(s) K diag(s) have largest entry about 1 (Ruiz 2001)."""
+    s, sizes = np.ones(K.shape[0]), abs(K).tocsr()
+    for _ in range(RUIZ_SWEEPS):
+        scale = sparse.diags_array(s)
+        largest = (scale @ sizes @ scale).max(axis=1).toarray().ravel()
+        s = s / np.sqrt(np.where(largest > 0, largest, 1.0))
+    return s
+
+
+def _orthonormal(X: Float64[Array, "N k"]) -> Float64[Array, "N k"]:
+    basis: Array = linalg.qr(X, mode="economic")[0] if X.shape[1] else X
+    return basis
