@@ -10,8 +10,8 @@ At which prices is everything sold that there is, :math:`s`? At the minimum of
 :math:`\varphi(\pi) = \sum_i v_i(\pi) + \pi^\top s`, which is convex. Its gradient needs no derivative of an
 argmin (envelope theorem), its Hessian does; with both, Newton's method finds the prices in a few steps. A
 layer has the value as an output, so ``torch.func.hessian`` is all one has to write. Source: Cheung, Cole and
-Devanur, *Tatonnement beyond gross substitutes? Gradient descent to the rescue*, STOC 2013, DOI
-10.1145/2488608.2488633.
+Devanur, *Tatonnement beyond gross substitutes? Gradient descent to the rescue*, STOC 2013,
+pages 191-200.
 """
 
 import cvxpy as cp
