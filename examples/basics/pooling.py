@@ -12,7 +12,7 @@ one is the derivative, by the implicit function theorem
 
 Three penalties are convex, and layers; the fourth, Welsch's, is not, and goes through ``optlayer.implicit``
 from a root found by iteration. Source: Gould, Hartley and Campbell, *Deep declarative networks*, TPAMI 2022,
-section 5, DOI 10.1109/TPAMI.2021.3059462.
+DOI 10.1109/TPAMI.2021.3059462.
 """
 
 import cvxpy as cp
