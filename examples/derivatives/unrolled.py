@@ -1,6 +1,6 @@
 r"""
-Unrolled or implicit: the derivative comes one step behind
-==========================================================
+Unrolled or implicit: which digits come when
+============================================
 
 An iteration :math:`x_{k+1} = \Phi(x_k, \theta)` that converges to a solution of :math:`x = \Phi(x, \theta)`
 can be differentiated step by step,
@@ -16,10 +16,13 @@ doi:10.1080/10556789208805503; J. Bolte, E. Pauwels and S. Vaiter, One-step diff
 algorithms, NeurIPS 2023, arXiv:2305.13768.
 """
 
+from functools import partial
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_diabetes
-from torch.func import grad, jacfwd
+from torch.func import grad, jvp
 
 from optlayer import InputError, implicit
 
@@ -50,10 +53,14 @@ ways = {"unrolled": unrolled, "last step": last_step, "implicit": at_the_end}
 # %%
 # The Babylonian square root
 # --------------------------
-# :math:`x \leftarrow (x + a/x)/2` is Newton's method on x² = a. At the root :math:`\partial_x\Phi = 0`, so
-# that digits double, and so do those of the derivative, from the x of the step before: the error of
-# :math:`\dot x_{k+1}` has the size of that of :math:`x_k`. For the same reason the last step alone will do.
-# The implicit derivative, 1/(2x) once x is there, is as good as x itself.
+# :math:`x \leftarrow (x + a/x)/2` is Newton's method on x² = a, and its digits double. Written
+# :math:`\delta_k` for the error of :math:`x_k`, with :math:`\partial_x\Phi = \delta_k/\sqrt a` and smaller
+# terms, the derivatives have the errors
+#
+# * last step: the size of :math:`\delta_{k-1}`, one step behind, for what was neglected is
+# :math:`\partial_x\Phi`; * unrolled: about :math:`2^k \delta_k`, since :math:`\delta_k` falls like
+# :math:`q^{2^k}` and q depends on a; * implicit: :math:`1/(x_k + a/x_k) = 1/(2 x_{k+1})`, and thus
+# :math:`\delta_{k+1}`, one step ahead.
 
 
 def babylonian(x, a):
@@ -84,31 +91,39 @@ except InputError as error:
 # Gradient descent
 # ----------------
 # Ridge regression on the diabetes data, :math:`w = \arg\min \lVert Xw - y\rVert^2/2n + \theta\lVert
-# w\rVert^2/2`, with the best fixed step size, converges like :math:`\rho^k` with :math:`\rho = (\kappa -
-# 1)/(\kappa + 1)` for the condition number κ. The unrolled derivative adds up k errors of the past and
-# converges like :math:`k\rho^{k-1}`. The last step alone never gets there: it is off by the factor
-# :math:`\partial_x\Phi`, which is ρ, not 0.
+# w\rVert^2/2`, with the best fixed step, converges like :math:`\rho^k`, :math:`\rho = (\kappa - 1)/(\kappa
+# + 1)` for the condition number κ. The unrolled derivative collects an error from each of its k steps and
+# converges like :math:`k\rho^{k-1}`; the implicit one keeps :math:`\rho^k`. The last step alone never
+# arrives: what it neglects has size ρ, not 0.
 
 X, y = (torch.tensor(part) for part in load_diabetes(return_X_y=True))
 X, y = X / X.std(0), (y - y.mean()) / y.std()
-n, features = X.shape
-H, theta, w0 = X.T @ X / n, torch.tensor(0.3), torch.zeros(features)
+H, c = X.T @ X / len(X), X.T @ y / len(X)
+theta, start = torch.tensor(0.3), torch.zeros(len(c))
 low, high = (torch.linalg.eigvalsh(H) + theta)[[0, -1]]
 rho = ((high - low) / (high + low)).item()
 
 
 def descend(w, theta):
-    return w - 2 / (low + high) * (X.T @ (X @ w - y) / n + theta * w)
+    return w - 2 / (low + high) * (H @ w - c + theta * w)
 
 
-ridge = torch.linalg.solve(H + theta * torch.eye(features), X.T @ y / n)
-slope = -torch.linalg.solve(H + theta * torch.eye(features), ridge)
-steps = [1, *range(10, 301, 10)]
-w_error = [(iterate(descend, w0, theta, k) - ridge).norm() / ridge.norm() for k in steps]
-w_errors = {
-    name: [(jacfwd(way, argnums=2)(descend, w0, theta, k) - slope).norm() / slope.norm() for k in steps]
-    for name, way in ways.items()
-}
+regular = H + theta * torch.eye(len(c))
+ridge = torch.linalg.solve(regular, c)
+slope = -torch.linalg.solve(regular, ridge)
+
+
+def off(x, exact):
+    return ((x - exact).norm() / exact.norm()).item()
+
+
+steps = [1, *range(20, 281, 20)]
+w_errors = {name: [] for name in ways}
+for name, way in ways.items():
+    for k in steps:
+        w, by_theta = jvp(partial(way, descend, start, count=k), (theta,), (torch.tensor(1.0),))
+        w_errors[name].append(off(by_theta, slope))
+w_error = [off(iterate(descend, start, theta, k), ridge) for k in steps]
 print(f"κ = {high / low:.1f}, ρ = {rho:.3f}")
 
 # %%
@@ -134,38 +149,53 @@ def kept(output):
 
 
 leaf = theta.clone().requires_grad_()
-memory_steps = [k for k in steps if k >= 100]
-memory = {name: [kept(way(descend, w0, leaf, k)) for k in memory_steps] for name, way in ways.items()}
+long = [k for k in steps if k >= 100]
+memory = {name: [kept(way(descend, start, leaf, k)) for k in long] for name, way in ways.items()}
 
 # %%
 # The picture
 # -----------
-# Left, the doubling of digits, the derivative one step behind. Middle, the lag of gradient descent, which
-# grows. Right, memory in bytes, from where the descent is accurate enough for ``implicit`` to accept it.
+# Left, the doubling of digits: implicit one step ahead of x, the last step one behind. Middle, the lag of
+# unrolled gradient descent, a factor that grows with k. Right, memory, from where the descent is accurate
+# enough for ``implicit`` to accept it.
 
 figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.7))
-colors = {"unrolled": "C1", "last step": "C3", "implicit": "C0"}
-axes[0].semilogy(counts, value_error, "o-", color="0.6", linewidth=5, markersize=9, label="value")
-axes[1].semilogy(steps, w_error, color="0.7", linewidth=5, label="value")
+colors = {"last step": "C3", "unrolled": "C1", "implicit": "C0"}
+axes[0].semilogy(counts, value_error, color="0.75", linewidth=6, label="value")
+axes[1].semilogy(steps, w_error, color="0.75", linewidth=6, label="value")
 for name, color in colors.items():
-    style = "s:" if name == "last step" else "o-"
-    floor = [max(error, 1e-17) for error in root_errors[name]]
-    axes[0].semilogy(counts, floor, style, color=color, markersize=4, label=f"derivative, {name}")
+    axes[0].semilogy(counts, [max(e, 1e-17) for e in root_errors[name]], "o-", color=color, label=name)
     axes[1].semilogy(steps, w_errors[name], color=color, label=name)
-    axes[2].semilogy(memory_steps, memory[name], color=color, label=name)
-axes[1].semilogy(
-    steps, [k * rho ** (k - 1) for k in steps], "--", color="0.2", linewidth=1, label="$k\\rho^{k-1}$"
-)
-axes[0].set(xlabel="steps", ylabel="error", title="square root of 2")
+    axes[2].plot(long, memory[name], "--" if name == "implicit" else "-", color=color, label=name)
+bound = [k * rho ** (k - 1) for k in steps]
+axes[1].semilogy(steps, bound, "--", color="0.2", linewidth=1, label="$k\\rho^{k-1}$")
+axes[0].set(xlabel="steps", ylabel="error", title="square root of 2", ylim=(3e-18, 10))
 axes[1].set(xlabel="steps", ylabel="relative error", title="ridge by gradient descent", ylim=(1e-16, 30))
 axes[2].set(xlabel="steps", title="bytes kept for the backward pass")
-axes[0].legend(fontsize=8)
-axes[1].legend(fontsize=8)
-axes[2].legend(fontsize=8, loc="center right")
+for axis in axes:
+    axis.legend(fontsize=9)
 
 # %%
 # Checked
 # -------
 
-print("value after k, unrolled derivative after k + 1:")
-print([(f"{v:.0e}", f"{d:.0e}") for v, d in zip(value_error[:3], root_errors["unrolled"][1:4])])
+behind = [d / v for d, v in zip(root_errors["last step"][1:], value_error)][:4]
+factor = [d / v for d, v in zip(root_errors["unrolled"], value_error)][:4]
+ahead = [d / v for d, v in zip(root_errors["implicit"], value_error[1:])][:3]
+for name, ratios in (
+    ("last step, by the value one step before", behind),
+    ("implicit, by the value one after", ahead),
+):
+    print(f"{name:40s}", " ".join(f"{ratio:.2f}" for ratio in ratios))
+    assert 0.1 < min(ratios) <= max(ratios) < 0.5
+print(f"{'unrolled, by the value':40s}", " ".join(f"{ratio:.2f}" for ratio in factor))
+assert all(0.5 < later / earlier / 2 < 1.5 for earlier, later in pairwise(factor))
+at = steps.index(200)
+print(f"ridge after 200 steps: value {w_error[at]:.0e}", {k: f"{e[at]:.0e}" for k, e in w_errors.items()})
+assert 0.01 < w_errors["unrolled"][at] / bound[at] < 1
+assert 0.1 < w_errors["implicit"][at] / w_error[at] < 3
+assert max(w_errors["implicit"][-1], w_errors["unrolled"][-1]) < 1e-12 < 0.1 < w_errors["last step"][-1]
+per_step = (memory["unrolled"][-1] - memory["unrolled"][0]) / (long[-1] - long[0])
+print(f"memory: {per_step:.0f} bytes for each step unrolled, {memory['implicit'][-1]} in all implicit")
+assert per_step >= 8 * len(c)
+assert memory["implicit"][0] == memory["implicit"][-1]
