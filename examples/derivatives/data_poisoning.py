@@ -7,8 +7,9 @@ What it does to the loss on test data goes through the trained weights,
 
 .. math::
 
-   w(X) = \arg\min_w \frac1n \sum_i \log\bigl(1 + e^{-y_i (w^\top x_i + w_0)}\bigr) + \frac\lambda2 \lVert w\rVert^2,
-   \qquad \frac{d}{dx_i}\, \ell_{\mathrm{test}}(w(X)),
+   \ell(X) = \ell_{\mathrm{test}}(w(X)), \qquad
+   w(X) = \arg\min_w \frac1n \sum_i \log\bigl(1 + e^{-y_i (w^\top x_i + w_0)}\bigr)
+   + \frac\lambda2 \lVert w\rVert^2,
 
 and the gradient of that composition says where to push each point. The same arrows, read the other way,
 show which measurements a model leans on.
@@ -18,6 +19,8 @@ arXiv:1206.6389; P. W. Koh and P. Liang, Understanding black-box predictions via
 2017, arXiv:1703.04730; A. Agrawal et al., Differentiable convex optimization layers, NeurIPS 2019,
 arXiv:1910.12430.
 """
+
+from itertools import pairwise
 
 import cvxpy as cp
 import matplotlib.pyplot as plt
@@ -103,9 +106,9 @@ radii = torch.linspace(0, 12, 13)
 predicted = clean.detach() + radii * gradient.norm()
 once = torch.stack([test_loss(X + r * gradient / gradient.norm()) for r in radii])
 points, followed = X.clone().requires_grad_(), [clean.item()]
-for r in radii[1:]:
+for stride in radii.diff():
     (direction,) = torch.autograd.grad(test_loss(points), points)
-    points = (points + (radii[1] - radii[0]) * direction / direction.norm()).detach().requires_grad_()
+    points = (points + stride * direction / direction.norm()).detach().requires_grad_()
     followed.append(test_loss(points).item())
 poisoned = points.detach()
 print("length   predicted   one gradient   followed")
@@ -161,4 +164,4 @@ print(f"first step           {(once[1] - clean) / (predicted[1] - clean):.3f} of
 assert (gradient - by_hand).abs().max() < 1e-12
 assert abs(differences / slope - 1) < 1e-6
 assert 0.8 < (once[1] - clean) / (predicted[1] - clean) < 1.25
-assert all(later > earlier for earlier, later in zip(followed, followed[1:]))
+assert all(later > earlier for earlier, later in pairwise(followed))

@@ -28,24 +28,24 @@ from optlayer import InputError, implicit
 
 torch.set_default_dtype(torch.float64)
 
+# %%
+# Three ways
+# ----------
 
-def iterate(step, x, theta, count):
+
+def unrolled(step, x, theta, count):
     for _ in range(count):
         x = step(x, theta)
     return x
 
 
-def unrolled(step, x, theta, count):
-    return iterate(step, x, theta, count)
-
-
 def at_the_end(step, x, theta, count):
-    x = iterate(step, x, theta.detach(), count)
+    x = unrolled(step, x, theta.detach(), count)
     return implicit(lambda x, theta: x - step(x, theta), x, theta)
 
 
 def last_step(step, x, theta, count):
-    return step(iterate(step, x, theta.detach(), count - 1), theta)
+    return step(unrolled(step, x, theta.detach(), count - 1), theta)
 
 
 ways = {"unrolled": unrolled, "last step": last_step, "implicit": at_the_end}
@@ -53,14 +53,13 @@ ways = {"unrolled": unrolled, "last step": last_step, "implicit": at_the_end}
 # %%
 # The Babylonian square root
 # --------------------------
-# :math:`x \leftarrow (x + a/x)/2` is Newton's method on x² = a, and its digits double. Written
-# :math:`\delta_k` for the error of :math:`x_k`, with :math:`\partial_x\Phi = \delta_k/\sqrt a` and smaller
-# terms, the derivatives have the errors
+# :math:`x \leftarrow (x + a/x)/2` is Newton's method on x² = a, and its digits double. With :math:`\delta_k`
+# for the error of :math:`x_k`, and :math:`\partial_x\Phi = \delta_k/\sqrt a` to first order, the derivatives
+# have these errors:
 #
-# * last step: the size of :math:`\delta_{k-1}`, one step behind, for what was neglected is
-# :math:`\partial_x\Phi`; * unrolled: about :math:`2^k \delta_k`, since :math:`\delta_k` falls like
-# :math:`q^{2^k}` and q depends on a; * implicit: :math:`1/(x_k + a/x_k) = 1/(2 x_{k+1})`, and thus
-# :math:`\delta_{k+1}`, one step ahead.
+# * last step: as :math:`\delta_{k-1}`, one step behind, for what it neglects is :math:`\partial_x\Phi`;
+# * unrolled: about :math:`2^k \delta_k`, as :math:`\delta_k` falls like :math:`q^{2^k}` q depending on a;
+# * implicit: :math:`1/(x_k + a/x_k) = 1/(2x_{k+1})`, and so as :math:`\delta_{k+1}`, one step ahead.
 
 
 def babylonian(x, a):
@@ -69,7 +68,7 @@ def babylonian(x, a):
 
 a, one = torch.tensor(2.0), torch.tensor(1.0)
 counts = range(1, 7)
-value_error = [abs(iterate(babylonian, one, a, k) - 2**0.5).item() for k in counts]
+value_error = [abs(unrolled(babylonian, one, a, k) - 2**0.5).item() for k in counts]
 root_errors = {
     name: [abs(grad(way, argnums=2)(babylonian, one, a, k) - 0.5 / 2**0.5).item() for k in counts]
     for name, way in ways.items()
@@ -123,7 +122,7 @@ for name, way in ways.items():
     for k in steps:
         w, by_theta = jvp(partial(way, descend, start, count=k), (theta,), (torch.tensor(1.0),))
         w_errors[name].append(off(by_theta, slope))
-w_error = [off(iterate(descend, start, theta, k), ridge) for k in steps]
+w_error = [off(unrolled(descend, start, theta, k), ridge) for k in steps]
 print(f"κ = {high / low:.1f}, ρ = {rho:.3f}")
 
 # %%
@@ -134,18 +133,15 @@ print(f"κ = {high / low:.1f}, ρ = {rho:.3f}")
 
 def kept(output):
     """Bytes that the graph behind a tensor holds, each storage once."""
-    storages, nodes, seen = {}, [output.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [before for before, _ in node.next_functions]
-        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-        for tensor in (*saved, *getattr(node, "saved_tensors", ())):
-            if isinstance(tensor, torch.Tensor):
-                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    return sum(storages.values())
+    nodes, seen, held = [output.grad_fn], {None}, {}
+    for node in nodes:  # the list grows while it is read
+        if node not in seen:
+            seen.add(node)
+            nodes += [before for before, _ in node.next_functions]
+            saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+            for tensor in filter(torch.is_tensor, (*saved, *getattr(node, "saved_tensors", ()))):
+                held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(held.values())
 
 
 leaf = theta.clone().requires_grad_()
@@ -179,22 +175,24 @@ for axis in axes:
 # Checked
 # -------
 
-behind = [d / v for d, v in zip(root_errors["last step"][1:], value_error)][:4]
-factor = [d / v for d, v in zip(root_errors["unrolled"], value_error)][:4]
-ahead = [d / v for d, v in zip(root_errors["implicit"], value_error[1:])][:3]
-for name, ratios in (
-    ("last step, by the value one step before", behind),
-    ("implicit, by the value one after", ahead),
-):
-    print(f"{name:40s}", " ".join(f"{ratio:.2f}" for ratio in ratios))
-    assert 0.1 < min(ratios) <= max(ratios) < 0.5
-print(f"{'unrolled, by the value':40s}", " ".join(f"{ratio:.2f}" for ratio in factor))
-assert all(0.5 < later / earlier / 2 < 1.5 for earlier, later in pairwise(factor))
+ratios = {
+    "last step, by the value one step before": (root_errors["last step"][1:], value_error),
+    "implicit, by the value one step after": (root_errors["implicit"], value_error[1:]),
+    "unrolled, by the value": (root_errors["unrolled"], value_error),
+}
+ratios = {name: [d / v for d, v in zip(*pair)][:3] for name, pair in ratios.items()}
+for name, row in ratios.items():
+    print(f"{name:40s}", " ".join(f"{ratio:.2f}" for ratio in row))
+behind, ahead, factor = ratios.values()
+assert all(0.1 < ratio < 0.5 for ratio in behind + ahead)
+assert all(1.5 < later / earlier < 2.5 for earlier, later in pairwise(factor))
+
 at = steps.index(200)
 print(f"ridge after 200 steps: value {w_error[at]:.0e}", {k: f"{e[at]:.0e}" for k, e in w_errors.items()})
 assert 0.01 < w_errors["unrolled"][at] / bound[at] < 1
 assert 0.1 < w_errors["implicit"][at] / w_error[at] < 3
 assert max(w_errors["implicit"][-1], w_errors["unrolled"][-1]) < 1e-12 < 0.1 < w_errors["last step"][-1]
+
 per_step = (memory["unrolled"][-1] - memory["unrolled"][0]) / (long[-1] - long[0])
 print(f"memory: {per_step:.0f} bytes for each step unrolled, {memory['implicit'][-1]} in all implicit")
 assert per_step >= 8 * len(c)
