@@ -4,7 +4,7 @@ Least squares: one factor, there and back
 
 .. math:: x(A, b) = \arg\min_x \tfrac12 \lVert A x - b \rVert^2
 
-is solved with A = QR, and the same R gives its gradient. The page writes both out in twelve lines and
+is solved with A = QR, and the same R gives its gradient. The page writes both out in a few lines and
 compares them with the layer. Then the same measurement enters in two units: A loses rank, there is a line
 of solutions, and what *the* derivative is depends on which of them is meant.
 
@@ -86,7 +86,7 @@ for name, solve in {"by hand": LeastSquares.apply, "layer": fit, "torch.linalg.l
 # Two units
 # ---------
 # Now the waist in inches is one column, in centimetres another, A = (1, d, cd) with c = 2.54 and d = waist
-# − 35. Only β₁ + cβ₂ is determined. The plain layer returns *a* minimiser, raises ``flags.nonunique``, and
+# − 35. Only β₁ + cβ₂ is determined. The plain layer returns *a* minimiser, sets ``flags.nonunique``, and
 # differentiates by the shortest movement to the new line of solutions. Asked for the shortest *solution*
 # instead, with the normal equations as constraints, it has a unique answer; only its multipliers are not
 # unique, ``flags.degenerate``.
@@ -172,6 +172,7 @@ right.legend(loc="lower left", fontsize=9)
 # -------
 
 tilt = slope * torch.stack([-2 * c, 1 - c**2]) / (1 + c**2) ** 2  # of the foot (1, c) slope / (1 + c²)
+shift = -some.primal[0][2] * torch.stack([torch.ones_like(c), c]) / (1 + c**2)  # straight to the new line
 b_leaf = chins.clone().requires_grad_()
 assert torch.autograd.gradcheck(LeastSquares.apply, (one_unit(waist).requires_grad_(), b_leaf))
 errors = {
@@ -182,6 +183,7 @@ errors = {
     "its Jacobian by b, against pinv": jacrev(shortest_fit, 1)(A, chins) - torch.linalg.pinv(A, rtol=1e-12),
     "its Jacobian by A, against lstsq": jacrev(shortest_fit, 0)(A, chins) - jacrev(by_lstsq, 0)(A, chins),
     "its derivative by c, closed form": by_unit["shortest"] - tilt,
+    "any solution by c, closed form": by_unit["any"] - shift,
 }
 for name, error in errors.items():
     print(f"{name:34s} {error.abs().max():.0e}")

@@ -93,7 +93,7 @@ except InputError as error:
 # w\rVert^2/2`, with the best fixed step, converges like :math:`\rho^k`, :math:`\rho = (\kappa - 1)/(\kappa
 # + 1)` for the condition number κ. The unrolled derivative collects an error from each of its k steps and
 # converges like :math:`k\rho^{k-1}`; the implicit one keeps :math:`\rho^k`. The last step alone never
-# arrives: what it neglects has size ρ, not 0.
+# arrives: what it neglects, :math:`\partial_x\Phi`, has norm ρ, not 0.
 
 X, y = (torch.tensor(part) for part in load_diabetes(return_X_y=True))
 X, y = X / X.std(0), (y - y.mean()) / y.std()
