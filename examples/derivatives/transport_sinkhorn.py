@@ -197,6 +197,7 @@ for column, name in enumerate(["MiB kept for the backward pass", "seconds, forwa
     axis.minorticks_off()
 axes[1].legend(fontsize=8, loc="upper left", handlelength=3)
 axes[1].set_ylim(top=2e4)
+axes[2].set_ylim(0.005, 5)
 
 # %%
 # Checked
