@@ -1,6 +1,7 @@
 """optlayer: write a convex problem once; get a torch module whose output is its argmin."""
 
 from optlayer import diagnostics as diagnostics
+from optlayer import layers as layers
 from optlayer.compat import CvxpyLayer as CvxpyLayer
 from optlayer.equations import implicit as implicit
 from optlayer.errors import DeclarationError as DeclarationError

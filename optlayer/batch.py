@@ -80,8 +80,14 @@ def bind(slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]) -> 
     return [*args, *(given[name] for name in names[len(args) :])]
 
 
-def enter(slots: Sequence[Slot], values: Sequence[Any]) -> Batch:
+def enter(slots: Sequence[Slot], values: Sequence[Any], at_home: bool = True) -> Batch:
     """Check, promote, broadcast the leading dimensions, flatten them to one.
+
+    Args:
+        slots: The parameters.
+        values: What was handed in for them.
+        at_home: Moved to the CPU, where layers are solved; else left where they are, except where
+            there is no float64.
 
     Raises:
         InputError: naming the parameter, what was expected and what came.
@@ -90,8 +96,9 @@ def enter(slots: Sequence[Slot], values: Sequence[Any]) -> Batch:
     tensors = [_as_tensor(slot, value, device) for slot, value in zip(slots, values, strict=True)]
     leading = [_leading(slot, t) for slot, t in zip(slots, tensors, strict=True)]
     shape = _broadcast(slots, leading)
+    there = torch.device("cpu") if at_home or device.type == "mps" else device
     theta = (
-        t.cpu().to(torch.float64).expand((*shape, *slot.shape)).reshape(_flat_shape(shape, slot.shape))
+        t.to(there).to(torch.float64).expand((*shape, *slot.shape)).reshape(_flat_shape(shape, slot.shape))
         for slot, t in zip(slots, tensors, strict=True)
     )
     strong = [v.dtype for v in values if isinstance(v, Tensor) and v.dtype in FLOATING]

@@ -1,0 +1,182 @@
+"""Optimal transport: how to move one distribution onto another at least cost."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cvxpy as cp
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from optlayer.batch import bind
+from optlayer.errors import DeclarationError
+from optlayer.implicit import attach
+from optlayer.layers.fast import FastLayer, everywhere, positive, size
+from optlayer.layers.terms import nonnegative
+from optlayer.solution import Solution
+
+SAME_MASS = 1e-4  # relative: masses that differ by less are made the same
+ROUNDS = 200  # of Sinkhorn and Newton
+BALANCED = 1e-15  # largest error of a marginal, relative to the mass
+ACCEPTED = 1e-12
+
+
+class OptimalTransport(FastLayer):
+    """argmin ⟨C, P⟩ : P ≥ 0, P1 = r, Pᵀ1 = c; with eps, argmin ⟨C, P⟩ − eps H(P), H(P) = −Σ P log P.
+
+    It is called with the costs C (m, n), the marginals r (m,) and c (n,), nonnegative and of one mass. A
+    c whose mass differs from that of r by rounding, up to 1e-4 of it, is scaled to it.
+
+    Without eps the plan is a vertex, and its derivative in C is 0 almost everywhere; `smoothing=mu` gives
+    it a useful one.
+
+    Args:
+        m: Number of places to move from.
+        n: Number of places to move to.
+        eps: Weight of the entropy, in units of C; None: exact transport.
+        fast: Find P by Sinkhorn's iteration with Newton steps; for positive marginals and eps.
+        options: As in `OptLayer`.
+
+    Raises:
+        DeclarationError: for a size that is no positive whole number, an eps that is not positive,
+            `fast=True` without eps.
+        InfeasibleError: in a call, where r and c have different masses, or a negative entry.
+
+    References: Peyré & Cuturi, Computational optimal transport (2019), arXiv:1803.00567; Cuturi, Sinkhorn
+    distances, NeurIPS 2013, arXiv:1306.0895; for the Newton steps Brauer, Clason, Lorenz & Wirth, A
+    Sinkhorn-Newton method for entropic optimal transport (2017), arXiv:1710.06635.
+    """
+
+    def __init__(
+        self, m: int, n: int, *, eps: float | None = None, fast: bool = False, **options: Any
+    ) -> None:
+        m, n = size("m", m), size("n", n)
+        self._eps = None if eps is None else positive("eps", eps)
+        if fast is True and eps is None:
+            raise DeclarationError(
+                "fast=True with eps=None: Sinkhorn's iteration needs the entropy; give eps"
+            )
+        P, C = cp.Variable((m, n), name="P"), cp.Parameter((m, n), name="C")
+        r, c = cp.Parameter(m, name="r"), cp.Parameter(n, name="c")
+        super().__init__(
+            [P],
+            [C, r, c],
+            _cost if self._eps is None else partial(_cost_minus_entropy, self._eps),
+            [nonnegative] if self._eps is None else [],
+            [_row_sums, _column_sums],
+            fast=fast,
+            **options,
+        )
+
+    @torch.compiler.disable
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+        """The plan P (*batch, m, n)."""
+        return super().forward(*self._balanced(args, kwargs))
+
+    @torch.compiler.disable
+    def solve(self, *args: Any, warm_start: Solution | None = None, **kwargs: Any) -> Solution:
+        """As `OptLayer.solve`; the multipliers are unique up to a shift of the potentials."""
+        return super().solve(*self._balanced(args, kwargs), warm_start=warm_start)
+
+    def _balanced(self, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """C, r, and c of the mass of r where it nearly has it."""
+        C, r, c = bind(self._slots, args, kwargs)
+        if not all(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in (r, c)):
+            return C, r, c
+        ratio = r.sum(-1, keepdim=True, dtype=torch.float64) / c.sum(-1, keepdim=True, dtype=torch.float64)
+        near = (ratio - 1).abs() <= max(SAME_MASS, 8 * max(torch.finfo(t.dtype).eps for t in (r, c)))
+        return C, r, c * torch.where(near, ratio, 1.0)
+
+    def closed_form(  # type: ignore[override]
+        self, C: Float64[Tensor, "B m n"], r: Float64[Tensor, "B m"], c: Float64[Tensor, "B n"]
+    ) -> Float64[Tensor, "B m n"]:
+        """P = exp(f + g − C / eps), with the potentials f and g that give the marginals."""
+        assert self._eps is not None
+        C = C / self._eps
+        with torch.no_grad():
+            u, found = _potentials(C.detach(), r.detach(), c.detach())
+        P = _plan(attach(_Marginals(), u, (C, r, c)), C)
+        return torch.where(found[:, None, None], P, torch.nan)
+
+
+# -------------------------------------------------------------------------------------------- the potentials
+
+
+def _potentials(C: Tensor, r: Tensor, c: Tensor) -> tuple[Float64[Tensor, "B m+n-1"], Tensor]:
+    """u = (f, g without its last entry, which is 0), and whether it gives the marginals.
+
+    Each round is one of Sinkhorn's iteration, which converges from anywhere, and a step of Newton's method,
+    kept where it brings the marginals nearer.
+    """
+    m = C.shape[1]
+    u = torch.cat([torch.zeros_like(r), torch.zeros_like(c[:, :-1])], 1)
+    for _ in range(ROUNDS):
+        f = r.log() - (_padded(u[:, m:])[:, None, :] - C).logsumexp(2)
+        g = c.log() - (f[:, :, None] - C).logsumexp(1)
+        u = torch.cat([f + g[:, -1:], (g - g[:, -1:])[:, :-1]], 1)
+        newton = u - _Marginals().inverse(_imbalance(u, C, r, c), u, C, r, c, transposed=False)
+        before, after = _error(u, C, r, c), _error(newton, C, r, c)
+        u = torch.where((after < before)[:, None], newton, u)
+        error = torch.minimum(before, after.nan_to_num(torch.inf))
+        if everywhere(error <= BALANCED):
+            break
+    return u, error <= ACCEPTED
+
+
+@dataclass(frozen=True)
+class _Marginals:
+    """P1 = r, Pᵀ1 = c but for its last entry, as a `Root`; its Jacobian is symmetric positive definite."""
+
+    def residual(self, u: Tensor, *data: Tensor) -> Tensor:
+        return _imbalance(u, *data)
+
+    def inverse(self, b: Tensor, u: Tensor, *data: Tensor, transposed: bool) -> Tensor:
+        """J = [[diag(P1), P], [Pᵀ, diag(Pᵀ1)]] by the Schur complement of its first block."""
+        del transposed
+        P, m = _plan(u, data[0]), data[0].shape[1]
+        rows, columns, P = P.sum(2), P.sum(1)[:, :-1], P[:, :, :-1]
+        share = P / rows[:, :, None]
+        schur = torch.diag_embed(columns) - P.mT @ share
+        factor, _ = torch.linalg.cholesky_ex(schur)
+        right = b[:, m:, None] - share.mT @ b[:, :m, None]
+        g = torch.cholesky_solve(right, factor)
+        f = (b[:, :m] / rows)[:, :, None] - share @ g
+        return torch.cat([f, g], 1).squeeze(2)
+
+
+def _plan(u: Tensor, C: Tensor) -> Float64[Tensor, "B m n"]:
+    m = C.shape[1]
+    return (u[:, :m, None] + _padded(u[:, m:])[:, None, :] - C).exp()
+
+
+def _padded(g: Tensor) -> Tensor:
+    return torch.nn.functional.pad(g, (0, 1))
+
+
+def _imbalance(u: Tensor, C: Tensor, r: Tensor, c: Tensor) -> Float64[Tensor, "B m+n-1"]:
+    P = _plan(u, C)
+    return torch.cat([P.sum(2) - r, (P.sum(1) - c)[:, :-1]], 1)
+
+
+def _error(u: Tensor, C: Tensor, r: Tensor, c: Tensor) -> Float64[Tensor, " B"]:
+    return _imbalance(u, C, r, c).abs().amax(1) / r.sum(1)
+
+
+# ------------------------------------------------------------------------------------------- the expressions
+
+
+def _cost(P: Any, C: Any, *_: Any) -> Any:
+    return cp.sum(cp.multiply(C, P))
+
+
+def _cost_minus_entropy(eps: float, P: Any, C: Any, *_: Any) -> Any:
+    return _cost(P, C) - eps * cp.sum(cp.entr(P))
+
+
+def _row_sums(P: Any, _C: Any, r: Any, _c: Any) -> Any:
+    return cp.sum(P, axis=1) - r
+
+
+def _column_sums(P: Any, _C: Any, _r: Any, c: Any) -> Any:
+    return cp.sum(P, axis=0) - c
