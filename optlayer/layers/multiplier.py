@@ -1,4 +1,4 @@
-"""The one number that makes a sum come out right: exactly where the sum is piecewise linear, else by Newton."""
+"""The number that makes a sum come out right: exactly where it is piecewise linear, else by Newton."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

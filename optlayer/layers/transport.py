@@ -17,8 +17,11 @@ from optlayer.layers.terms import nonnegative
 from optlayer.solution import Solution
 
 SAME_MASS = 1e-4  # relative: masses that differ by less are made the same
-ROUNDS = 200  # of Sinkhorn and Newton
-BALANCED = 1e-15  # largest error of a marginal, relative to the mass
+LENGTHS = 12  # 1, ½, ¼, ... of a Newton step
+ROUNDS = 100  # of Sinkhorn and Newton, at each scale of the costs
+MOST = 30  # doublings of the scale
+ROUGH = 1e-2  # error of a marginal at which the scale is doubled
+BALANCED = 1e-13  # largest error of a marginal, relative to the mass
 ACCEPTED = 1e-12
 
 
@@ -106,22 +109,57 @@ class OptimalTransport(FastLayer):
 def _potentials(C: Tensor, r: Tensor, c: Tensor) -> tuple[Float64[Tensor, "B m+n-1"], Tensor]:
     """u = (f, g without its last entry, which is 0), and whether it gives the marginals.
 
-    Each round is one of Sinkhorn's iteration, which converges from anywhere, and a step of Newton's method,
-    kept where it brings the marginals nearer.
+    First at a fraction of the costs, which is at a larger eps, where few rounds do; then that is doubled.
     """
-    m = C.shape[1]
     u = torch.cat([torch.zeros_like(r), torch.zeros_like(c[:, :-1])], 1)
-    for _ in range(ROUNDS):
-        f = r.log() - (_padded(u[:, m:])[:, None, :] - C).logsumexp(2)
-        g = c.log() - (f[:, :, None] - C).logsumexp(1)
-        u = torch.cat([f + g[:, -1:], (g - g[:, -1:])[:, :-1]], 1)
-        newton = u - _Marginals().inverse(_imbalance(u, C, r, c), u, C, r, c, transposed=False)
-        before, after = _error(u, C, r, c), _error(newton, C, r, c)
-        u = torch.where((after < before)[:, None], newton, u)
-        error = torch.minimum(before, after.nan_to_num(torch.inf))
-        if everywhere(error <= BALANCED):
-            break
+    for halvings in reversed(range(_halvings(C) + 1)):
+        goal = ROUGH if halvings else BALANCED
+        u, error = _rounds(2 * u, C / 2**halvings, r, c, goal)
     return u, error <= ACCEPTED
+
+
+def _halvings(C: Tensor) -> int:
+    """After which the costs are of size 1."""
+    return next((k for k in range(MOST) if everywhere(C.abs() < 2**k)), MOST)
+
+
+def _rounds(u: Tensor, C: Tensor, r: Tensor, c: Tensor, goal: float) -> tuple[Tensor, Tensor]:
+    """Each is one of Sinkhorn's iteration, and a Newton step of the best of some lengths. Both lower the dual
+    function, so that they converge from anywhere. Also the error of the marginals."""
+    u = _sinkhorn(u, C, r, c)
+    for _ in range(ROUNDS):
+        step = -_Marginals().inverse(_imbalance(u, C, r, c), u, C, r, c, transposed=False)
+        moved = _line_search(u, step.nan_to_num(0.0, 0.0, 0.0), C, r, c)
+        u = _sinkhorn(moved, C, r, c)
+        error = _error(u, C, r, c)
+        if everywhere(error <= goal):
+            break
+    return u, error
+
+
+def _line_search(u: Tensor, step: Tensor, C: Tensor, r: Tensor, c: Tensor) -> Tensor:
+    """All of the step where that brings the marginals nearer; else the part that brings the dual lowest."""
+    lengths = torch.cat([C.new_zeros(1), 0.5 ** torch.arange(LENGTHS, dtype=C.dtype, device=C.device)])
+    trials = u + lengths[:, None, None] * step
+    best = _dual(trials, C, r, c).nan_to_num(torch.inf).argmin(0)
+    nearer = _error(u + step, C, r, c) < _error(u, C, r, c)
+    return u + torch.where(nearer, 1.0, lengths[best])[:, None] * step
+
+
+def _dual(u: Float64[Tensor, "T B m+n-1"], C: Tensor, r: Tensor, c: Tensor) -> Float64[Tensor, "T B"]:
+    """Σᵢ rᵢ log Σⱼ exp(gⱼ − Cᵢⱼ) − cᵀg, where f is the best for g: convex, least at the potentials."""
+    g = _padded(u[..., C.shape[1] :])
+    return (r * (g[..., None, :] - C).logsumexp(-1)).sum(-1) - (c * g).sum(-1)
+
+
+def _sinkhorn(u: Tensor, C: Tensor, r: Tensor, c: Tensor) -> Tensor:
+    """f that gives the rows, g that gives the columns, and f again; shifted against each other."""
+    g = _padded(u[:, C.shape[1] :])
+    f = r.log() - (g[:, None, :] - C).logsumexp(2)
+    g = c.log() - (f[:, :, None] - C).logsumexp(1)
+    g = g - g[:, -1:]
+    f = r.log() - (g[:, None, :] - C).logsumexp(2)
+    return torch.cat([f, g[:, :-1]], 1)
 
 
 @dataclass(frozen=True)
@@ -132,13 +170,20 @@ class _Marginals:
         return _imbalance(u, *data)
 
     def inverse(self, b: Tensor, u: Tensor, *data: Tensor, transposed: bool) -> Tensor:
-        """J = [[diag(P1), P], [Pᵀ, diag(Pᵀ1)]] by the Schur complement of its first block."""
+        """J = [[diag(P1), P], [Pᵀ, diag(Pᵀ1)]] by the Schur complement of its first block.
+
+        That is the Laplacian of a graph with weights Pᵀ diag(P1)⁻¹ P, without its last row and column; its
+        diagonal is summed from the weights, so that weak ones are not lost.
+        """
         del transposed
         P, m = _plan(u, data[0]), data[0].shape[1]
-        rows, columns, P = P.sum(2), P.sum(1)[:, :-1], P[:, :, :-1]
+        rows = P.sum(2)
         share = P / rows[:, :, None]
-        schur = torch.diag_embed(columns) - P.mT @ share
-        factor, _ = torch.linalg.cholesky_ex(schur)
+        weights = P.mT @ share
+        weights = weights - torch.diag_embed(weights.diagonal(dim1=1, dim2=2))
+        laplacian = torch.diag_embed(weights.sum(2)) - weights
+        factor, _ = torch.linalg.cholesky_ex(laplacian[:, :-1, :-1])
+        share = share[:, :, :-1]
         right = b[:, m:, None] - share.mT @ b[:, :m, None]
         g = torch.cholesky_solve(right, factor)
         f = (b[:, :m] / rows)[:, :, None] - share @ g
