@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import cvxpy as cp
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -70,7 +71,7 @@ class RobustPooling(FastLayer):
 
 def _quadratic(alpha: float, y: Any, x: Any) -> Any:
     del alpha
-    return cp.sum_squares(y - x) / 2
+    return cp.sum_squares(_away(y, x)) / 2
 
 
 def _pseudo_huber(alpha: float, y: Any, x: Any) -> Any:
@@ -82,7 +83,12 @@ def _pseudo_huber(alpha: float, y: Any, x: Any) -> Any:
 def _huber(alpha: float, y: Any, x: Any) -> Any:
     """cvxpy's is twice ours."""
     M: Any = alpha
-    return cp.sum(cp.huber(y - x, M)) / 2
+    return cp.sum(cp.huber(_away(y, x), M)) / 2
+
+
+def _away(y: Any, x: Any) -> Any:
+    """y − xᵢ; cvxpy compiles a product with ones quicker than a broadcast."""
+    return y - x if y.ndim == 0 else np.ones((x.shape[0], 1)) @ cp.reshape(y, (1, y.size), order="C") - x
 
 
 PENALTIES = {"quadratic": _quadratic, "pseudo-huber": _pseudo_huber, "huber": _huber}
