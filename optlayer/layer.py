@@ -267,7 +267,7 @@ class OptLayer(torch.nn.Module):
         warm_start: Solution | None = None,
     ) -> Solution:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            batch = enter(self._slots, bind(self._slots, args, kwargs)).beside(self._weights)
+            batch = self._prepared(enter(self._slots, bind(self._slots, args, kwargs))).beside(self._weights)
             theta, form = batch.theta, self._plan.form
             call = Call(batch.shape, batch.eps, _start(form, batch, warm_start))
             if batch.size == 0:
@@ -285,6 +285,10 @@ class OptLayer(torch.nn.Module):
             for error in call.errors:
                 self._on_failure(error, solution)
         return solution
+
+    def _prepared(self, batch: Batch) -> Batch:
+        """The values as the problem takes them; for subclasses."""
+        return batch
 
     def _attached(self, call: Call, outcome: Outcome, theta: tuple[Tensor, ...]) -> Point:
         """x, λ, ν with their derivatives; with smoothing exact in value, and as the smoothed root moves."""

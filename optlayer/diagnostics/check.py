@@ -43,7 +43,8 @@ def check(
         >>> report.kinds, report.samples[0].active
         (frozenset({'vertex'}), {"inequality 0 'positive'": (1, 2, 3)})
     """
-    batch = enter(layer._slots, bind(layer._slots, parameters, named)).beside(layer._weights)
+    batch = layer._prepared(enter(layer._slots, bind(layer._slots, parameters, named)))
+    batch = batch.beside(layer._weights)
     measured = Measured.of(layer, batch)
     found = samples(measured, loss, seed)
     agreement = branches(layer, _points(measured))

@@ -56,11 +56,12 @@ class FastLayer(OptLayer):
         """The minimizer, as `OptLayer.forward` gives it; by the closed form where `fast` is set."""
         if not self.fast:
             return super().forward(*args, **kwargs)
-        batch = enter(self._slots, bind(self._slots, args, kwargs), at_home=False)
-        answer = self.closed_form(*batch.theta)
-        if not everywhere(answer.isfinite(), *(t.isfinite() for t in batch.theta)):
-            return super().forward(*args, **kwargs)
-        return batch.leave(answer, tuple(answer.shape[1:]))
+        batch = self._prepared(enter(self._slots, bind(self._slots, args, kwargs), at_home=False))
+        if everywhere(*(t.isfinite() for t in batch.theta)):
+            answer = self.closed_form(*batch.theta)
+            if everywhere(answer.isfinite()):
+                return batch.leave(answer, tuple(answer.shape[1:]))
+        return super().forward(*args, **kwargs)
 
     def closed_form(self, *theta: Float64[Tensor, "B ..."]) -> Float64[Tensor, "B ..."]:
         """The minimizer with its derivatives; NaN where there is no answer, or not one."""
@@ -73,10 +74,11 @@ class FastLayer(OptLayer):
 
 def everywhere(*conditions: Bool[Tensor, "..."]) -> bool:
     """Whether all entries of all samples hold, those that torch.func's transforms hide included."""
-    return all(bool(_plain(condition).all()) for condition in conditions)
+    return all(bool(plain(condition).all()) for condition in conditions)
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
+    """The numbers, with all the dimensions that vmap hides."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)

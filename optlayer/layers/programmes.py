@@ -12,7 +12,7 @@ from torch.linalg import solve_triangular
 
 from optlayer.implicit import attach
 from optlayer.layer import OptLayer
-from optlayer.layers.fast import FastLayer, check_flag, size
+from optlayer.layers.fast import FastLayer, check_flag, plain, size
 
 RANK = 1e-10  # a diagonal of R below RANK times the largest: too near to a rank-deficient matrix for QR
 
@@ -137,6 +137,11 @@ class _Normal:
         return cls(A, rho, Q[:, : A.shape[1]], R)
 
     @property
+    def plain(self) -> "_Normal":
+        """Outside of the transforms under which it was made."""
+        return _Normal(*map(plain, (self.A, self.rho, self.Q, self.R)))
+
+    @property
     def full_rank(self) -> Tensor:
         diagonal = self.R.diagonal(dim1=1, dim2=2).abs()
         return diagonal.amin(1, keepdim=True) > RANK * diagonal.amax(1, keepdim=True)
@@ -163,8 +168,9 @@ class _LeastSquaresRoot:
         """By the factor there is; anew where a transform asks at other matrices."""
         del u, transposed
         A, _, rho = data
-        same = torch.equal(self.kept.A, A) and torch.equal(self.kept.rho, rho)
-        return (self.kept if same else _Normal.of(A, rho)).solve(b)
+        kept = self.kept.plain
+        same = torch.equal(kept.A, A) and torch.equal(kept.rho, rho)
+        return (kept if same else _Normal.of(A, rho)).solve(b)
 
 
 # ----------------------------------------------------------------------------------------- the expressions

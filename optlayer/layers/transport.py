@@ -1,6 +1,6 @@
 """Optimal transport: how to move one distribution onto another at least cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from optlayer.batch import bind
+from optlayer.batch import Batch
 from optlayer.errors import DeclarationError
 from optlayer.implicit import attach
 from optlayer.layers.fast import FastLayer, everywhere, positive, size
 from optlayer.layers.terms import nonnegative
-from optlayer.solution import Solution
 
 SAME_MASS = 1e-4  # relative: masses that differ by less are made the same
 LENGTHS = 12  # 1, ½, ¼, ... of a Newton step
@@ -32,7 +31,7 @@ class OptimalTransport(FastLayer):
     c whose mass differs from that of r by rounding, up to 1e-4 of it, is scaled to it.
 
     Without eps the plan is a vertex, and its derivative in C is 0 almost everywhere; `smoothing=mu` gives
-    it a useful one.
+    it a useful one. The multipliers of `solve` are the potentials, unique up to a shift.
 
     Args:
         m: Number of places to move from.
@@ -72,24 +71,12 @@ class OptimalTransport(FastLayer):
             **options,
         )
 
-    @torch.compiler.disable
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
-        """The plan P (*batch, m, n)."""
-        return super().forward(*self._balanced(args, kwargs))
-
-    @torch.compiler.disable
-    def solve(self, *args: Any, warm_start: Solution | None = None, **kwargs: Any) -> Solution:
-        """As `OptLayer.solve`; the multipliers are unique up to a shift of the potentials."""
-        return super().solve(*self._balanced(args, kwargs), warm_start=warm_start)
-
-    def _balanced(self, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-        """C, r, and c of the mass of r where it nearly has it."""
-        C, r, c = bind(self._slots, args, kwargs)
-        if not all(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in (r, c)):
-            return C, r, c
-        ratio = r.sum(-1, keepdim=True, dtype=torch.float64) / c.sum(-1, keepdim=True, dtype=torch.float64)
-        near = (ratio - 1).abs() <= max(SAME_MASS, 8 * max(torch.finfo(t.dtype).eps for t in (r, c)))
-        return C, r, c * torch.where(near, ratio, 1.0)
+    def _prepared(self, batch: Batch) -> Batch:
+        """c of the mass of r, where it nearly has it."""
+        C, r, c = batch.theta
+        ratio = r.sum(1, keepdim=True) / c.sum(1, keepdim=True)
+        near = (ratio - 1).abs() <= max(SAME_MASS, 8 * max(batch.eps[1:]))
+        return replace(batch, theta=(C, r, torch.where(near, ratio, 1.0) * c))
 
     def closed_form(  # type: ignore[override]
         self, C: Float64[Tensor, "B m n"], r: Float64[Tensor, "B m"], c: Float64[Tensor, "B n"]
@@ -97,6 +84,8 @@ class OptimalTransport(FastLayer):
         """P = exp(f + g − C / eps), with the potentials f and g that give the marginals."""
         assert self._eps is not None
         C = C / self._eps
+        if not everywhere(r > 0, c > 0, (r.sum(1) - c.sum(1)).abs() <= ACCEPTED * r.sum(1)):
+            return torch.full_like(C, torch.nan)
         with torch.no_grad():
             u, found = _potentials(C.detach(), r.detach(), c.detach())
         P = _plan(attach(_Marginals(), u, (C, r, c)), C)
