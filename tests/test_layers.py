@@ -248,6 +248,14 @@ def test_extreme_inputs_agree_or_go_the_declared_way(case):
     close(fast, declared, 1e-12 * 40)
 
 
+@fast_cases
+def test_a_sample_does_not_depend_on_its_neighbours(case):
+    """Bitwise, as long as they all have an answer."""
+    layer, inputs = case.build(fast=True), case.free(*case.inputs(5))
+    others = [torch.cat([5 * t[3:4] if i == 0 else t[3:4], t[1:]]) for i, t in enumerate(inputs)]
+    assert torch.equal(layer(*inputs)[1:], layer(*others)[1:])
+
+
 def test_ties_have_the_declared_derivative():
     """A constraint that is active with multiplier 0 counts as inactive."""
     half, quarter = np.log(0.5), np.log(0.25)
@@ -612,6 +620,21 @@ def test_dtype_in_is_dtype_out(case):
         y = layer.float()(*(t.float() for t in inputs))
         assert y.dtype == torch.float32
         assert torch.allclose(y.double(), layer.double()(*inputs), atol=1e-4)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "declared"])
+def test_the_smallest_sizes(fast):
+    one, alone = torch.tensor([0.3], dtype=DOUBLE), torch.tensor([1.0], dtype=DOUBLE)
+    close(layers.Sparsemax(1, fast=fast)(one), alone)
+    close(layers.ConstrainedSoftmax(1, fast=fast)(one, 2 * alone), alone)
+    close(layers.LML(1, 0.25, fast=fast)(one), 0.25 * alone)
+    for penalty in SLOPES:
+        close(layers.RobustPooling(1, penalty=penalty, fast=fast)(one), one[0])
+    close(layers.LeastSquares(1, 1, fast=fast)(2 * one[None], one), 0.5 * alone)
+    for m, n in ((1, 1), (1, 2), (2, 1)):
+        r, c = torch.full((m,), 1 / m, dtype=DOUBLE), torch.full((n,), 1 / n, dtype=DOUBLE)
+        P = layers.OptimalTransport(m, n, eps=0.5, fast=fast)(torch.zeros(m, n, dtype=DOUBLE), r, c)
+        close(P, torch.full((m, n), 1 / (m * n), dtype=DOUBLE))
 
 
 @all_cases

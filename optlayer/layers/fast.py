@@ -57,7 +57,7 @@ class FastLayer(OptLayer):
         if not self.fast:
             return super().forward(*args, **kwargs)
         batch = self._prepared(enter(self._slots, bind(self._slots, args, kwargs), at_home=False))
-        if everywhere(*(t.isfinite() for t in batch.theta)):
+        if batch.size and everywhere(*(t.isfinite() for t in batch.theta)):
             answer = self.closed_form(*batch.theta)
             if everywhere(answer.isfinite()):
                 return batch.leave(answer, tuple(answer.shape[1:]))

@@ -64,14 +64,16 @@ def bracketed_root(function: Increasing, low: Tensor, high: Tensor, *data: Tenso
     Press et al., Numerical Recipes, section 9.4.
     """
     t, last = (low + high) / 2, high - low
+    settled = torch.zeros_like(t, dtype=torch.bool)
     for _ in range(MOST):
         value, slope = function(t, *data)
         low, high = torch.where(value < 0, t, low), torch.where(value > 0, t, high)
         newton = t - value / slope
         trusted = (newton >= low) & (newton <= high) & ((newton - t).abs() <= last.abs() / 2)
-        new = torch.where(value == 0, t, torch.where(trusted, newton, (low + high) / 2))
+        new = torch.where(settled | (value == 0), t, torch.where(trusted, newton, (low + high) / 2))
         t, last = new, new - t
-        if everywhere(last.abs() <= SETTLED * t.abs()):
+        settled = settled | (last.abs() <= SETTLED * t.abs())  # and stays, whatever its neighbours need
+        if everywhere(settled):
             break
     return t
 

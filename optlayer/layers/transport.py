@@ -12,7 +12,7 @@ from torch import Tensor
 from optlayer.batch import Batch
 from optlayer.errors import DeclarationError
 from optlayer.implicit import attach
-from optlayer.layers.fast import FastLayer, everywhere, positive, size
+from optlayer.layers.fast import FastLayer, everywhere, plain, positive, size
 from optlayer.layers.terms import nonnegative
 
 SAME_MASS = 1e-4  # relative: masses that differ by less are made the same
@@ -101,27 +101,28 @@ def _potentials(C: Tensor, r: Tensor, c: Tensor) -> tuple[Float64[Tensor, "B m+n
     First at a fraction of the costs, which is at a larger eps, where few rounds do; then that is doubled.
     """
     u = torch.cat([torch.zeros_like(r), torch.zeros_like(c[:, :-1])], 1)
-    for halvings in reversed(range(_halvings(C) + 1)):
-        goal = ROUGH if halvings else BALANCED
-        u, error = _rounds(2 * u, C / 2**halvings, r, c, goal)
+    halvings = C.abs().amax((1, 2)).log2().ceil().clamp(0, MOST)  # after which costs are of size 1
+    stages = int(plain(halvings).max())
+    for stage in reversed(range(stages + 1)):
+        begun, goal = halvings >= stage, ROUGH if stage else BALANCED
+        u, error = _rounds(2 * u, C / 2**stage, r, c, goal, ~begun)
+        u = torch.where(begun[:, None], u, 0.0)
     return u, error <= ACCEPTED
 
 
-def _halvings(C: Tensor) -> int:
-    """After which the costs are of size 1."""
-    return next((k for k in range(MOST) if everywhere(C.abs() < 2**k)), MOST)
-
-
-def _rounds(u: Tensor, C: Tensor, r: Tensor, c: Tensor, goal: float) -> tuple[Tensor, Tensor]:
+def _rounds(
+    u: Tensor, C: Tensor, r: Tensor, c: Tensor, goal: float, settled: Tensor
+) -> tuple[Tensor, Tensor]:
     """Each is one of Sinkhorn's iteration, and a Newton step of the best of some lengths. Both lower the dual
     function, so that they converge from anywhere. Also the error of the marginals."""
     u = _sinkhorn(u, C, r, c)
     for _ in range(ROUNDS):
         step = -_Marginals().inverse(_imbalance(u, C, r, c), u, C, r, c, transposed=False)
         moved = _line_search(u, step.nan_to_num(0.0, 0.0, 0.0), C, r, c)
-        u = _sinkhorn(moved, C, r, c)
+        u = torch.where(settled[:, None], u, _sinkhorn(moved, C, r, c))
         error = _error(u, C, r, c)
-        if everywhere(error <= goal):
+        settled = settled | (error <= goal)  # and stays, whatever its neighbours need
+        if everywhere(settled):
             break
     return u, error
 
