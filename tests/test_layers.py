@@ -184,13 +184,13 @@ def with_gradient(layer, case, *batch):
     return y.detach(), torch.autograd.grad((weights * y).sum(), inputs)
 
 
+def poisoned(*args):
+    raise AssertionError("the declared problem was solved")
+
+
 @pytest.fixture
 def no_solver(monkeypatch):
     """A call that does not take the fast path fails."""
-
-    def poisoned(*args):
-        raise AssertionError("the declared problem was solved")
-
     monkeypatch.setattr("optlayer.layer.solve", poisoned)
 
 
@@ -360,10 +360,13 @@ def test_vectors_are_pooled_coordinate_by_coordinate():
             close(vectors, torch.stack([numbers(x[..., 0]), numbers(x[..., 1])], -1), 1e-13)
 
 
-def test_huber_without_a_unique_mean_goes_the_declared_way():
+def test_huber_without_a_unique_mean_goes_the_declared_way(monkeypatch):
     x = torch.tensor([0.0, 0.1, 10.0, 10.1], dtype=DOUBLE)
     fast, declared = (layers.RobustPooling(4, fast=f, nonunique="ignore") for f in (True, False))
     close(fast(x), declared(x))
+    monkeypatch.setattr("optlayer.layer.solve", poisoned)
+    with pytest.raises(AssertionError, match="the declared problem was solved"):
+        fast(x)
 
 
 # ------------------------------------------------------------------------------------------- projections
@@ -562,6 +565,15 @@ def test_entropic_transport_is_certified(eps):
         crossed = L - L[:, :1] - L[:, :, :1] + L[:, :1, :1]
         seen = P.log() > -25  # below, P has lost digits beside the marginals
         close(torch.where(seen & seen[:, :1] & seen[:, :, :1], crossed, 0), torch.zeros_like(C), 1e-6 * eps)
+
+
+def test_newton_spares_sinkhorn_his_thousands(monkeypatch):
+    """At eps = 1/100 of the costs Sinkhorn's iteration alone contracts by next to nothing."""
+    C, r, c = 100 * uniform(20, 5, 4), marginal(20, 5), marginal(20, 4)
+    monkeypatch.setattr("optlayer.layers.transport.ROUNDS", 12)
+    assert _potentials(C, r, c)[1].all()
+    monkeypatch.setattr("optlayer.layers.transport._line_search", lambda u, *_: u)
+    assert not _potentials(C, r, c)[1].all()
 
 
 def test_small_eps_approaches_the_vertex_and_is_differentiable(no_solver):
