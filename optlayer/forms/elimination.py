@@ -18,7 +18,7 @@ from torch import Tensor
 from optlayer.cones import Spectrum
 from optlayer.forms import Local
 from optlayer.matrix import Bounds, Dense, Matrix, Sparse, compact, diagonal, plus_diagonal, stacked
-from optlayer.saddle import ROUGH, Base, Factor
+from optlayer.saddle import ROUGH, Base
 from optlayer.sparse_saddle import factor
 
 
@@ -145,7 +145,7 @@ def proximal(
 def least_step(at: Local) -> Float64[Tensor, "B n"]:
     """The shortest Δx with h + A Δx = 0."""
     identity = diagonal(torch.ones_like(at.gradient[:1]))
-    nearest = Factor(Base.of(identity, at.A), None, torch.zeros_like(at.h))
+    nearest = factor(Base.of(identity, at.A), None, torch.zeros_like(at.h))
     return nearest.solve(torch.zeros_like(at.gradient), -at.h).x
 
 
