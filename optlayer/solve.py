@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from optlayer import certify, failures
+from optlayer.balance import unheld
 from optlayer.convexity import least_curvature
 from optlayer.engines import Answer
 from optlayer.engines.ask import ask
@@ -42,7 +43,6 @@ UNSETTLED = (
 STATED = 1e-6  # largest relative disagreement with the user's own objective and constraints
 ROUNDING = 1e-13  # of the data's largest length: differences that are none
 BEYOND = 1e100  # no number of anybody's problem
-CANCELLED = 1e-12  # of the terms of a sum: what is left of them is rounding
 FAR = 1e5  # lengths of the data that an argmin may measure without being suspect
 
 
@@ -170,6 +170,8 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     named, doubted = index.tolist(), torch.ones(len(rows), dtype=torch.bool)
     doubted[index] = torch.tensor([claim != Status.SOLVED for claim in answer.claims], dtype=torch.bool)
     lost = _ran_away(problem, x, polished.point, doubted) | _restless(problem, polished, residuals)
+    if form.quadratic:
+        lost |= unheld(problem.origin, polished.point, polished.scale.stationarity)
     residuals[lost] = torch.inf
     claims, words = (dict(zip(named, said, strict=True)) for said in (answer.claims, answer.words))
     rays = _rays(form, answer, named)
@@ -185,22 +187,17 @@ def _ran_away(
     programmes less is believed: anything else has a scale of its own in every row. Nor is it of a quadratic
     programme whose engine itself doubts the answer that Newton set out from.
     """
+    size = _size(found.x)
     lost = torch.stack([_size(part) for part in found]).amax(0) > BEYOND
-    conic, size = isinstance(problem.form, ConicForm), _size(found.x)
+    conic = isinstance(problem.form, ConicForm)
     if not (conic or problem.form.quadratic):
         return lost
-    far = size > FAR * certify.extent(problem.origin, torch.zeros_like(found.x)).squeeze(1)
-    if not far.any():
-        return lost
     away = size > STRIDE * _size(start)
-    return lost | (far & (away if conic else (away & doubted) | _uncurved(problem, found.x)))
-
-
-def _uncurved(problem: Instance, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
-    """Whether nothing but rounding in H holds x: xᵀHx is lost in |x|ᵀ|H||x|."""
-    H = problem.origin.hessian
-    curved, terms = (x * (H @ x)).sum(1), (x.abs() * (H.abs @ x.abs())).sum(1)
-    return (terms > 0) & (curved <= CANCELLED * terms)
+    away = away if conic else away & doubted
+    if away.any():
+        far = size > FAR * certify.extent(problem.origin, torch.zeros_like(found.x)).squeeze(1)
+        lost |= far & away
+    return lost
 
 
 def _size(part: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:

@@ -24,7 +24,7 @@ FLOORS = [
     {"equations"},
     {"cones"},
     {"forms"},
-    {"certify", "convexity"},
+    {"certify", "convexity", "balance"},
     {"farkas", "newton", "declare"},
     {"polish", "smoothing"},
     {"engines"},
