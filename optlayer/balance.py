@@ -1,11 +1,11 @@
-r"""What holds the answer to a quadratic programme: the sum of the stationarity rows, weighted with x.
+r"""What holds the answer to a quadratic programme: its stationarity rows added up, weighted with x.
 
-    xᵀPx + qᵀx + λᵀGx + νᵀAx = 0,    and with complementarity    xᵀPx = -(qᵀx - λᵀg₀ - νᵀh₀) = N
+    xᵀPx + qᵀx + λᵀGx + νᵀAx = 0,    and with complementarity    xᵀPx = -qᵀx + λᵀg₀ + νᵀh₀
 
--qᵀx > 0 pulls x outwards. The constraints hold it with -λᵀg₀ - νᵀh₀; what is left, N, is for the curvature
-to hold. Along a direction d with Pd = 0, Gd <= 0, Ad = 0 and qᵀd < 0 there is nothing to hold x: far out on
-it N is all of the pull, and xᵀPx is either not there, though every row passes relative to its own terms, or
-made of rounding: P changed within its own last digits would be flat along d. No unit of a coordinate, a row or
+-qᵀx pulls x outwards, the constraints hold it, and what they leave is for the curvature to hold. Along a
+direction d with Pd = 0, Gd <= 0, Ad = 0 and qᵀd < 0 nothing holds x. Every row may pass far out on it,
+relative to its own terms; but xᵀPx is either too small to balance the others, or it is the rounding of
+|x|ᵀ|P||x|: P changed within its last digits would be flat along d. No unit of a coordinate, of a row or of
 the objective enters.
 """
 
@@ -15,24 +15,31 @@ from torch import Tensor
 
 from optlayer.forms import Local, Point
 
+OPEN = 1e-5  # of the terms of the balance: what is left open of it where rows hold relative to their terms
 SHARE = 0.5  # of the pull that the constraints leave to the curvature
-NOISE = 1e-6  # of the terms of N: left over by residuals and multipliers that nearly cancel
 CANCELLED = 1e-12  # of the terms of a sum: what is left of them is rounding
+FAR = 1e3  # how much larger than the data that bound them the terms of some row are far out
 
 
 def unheld(at: Local, point: Point, terms: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
-    """Whether nothing but rounding holds x.
+    """Whether x is far out, and nothing but rounding holds it there.
 
     Args:
         at: The programme at x = 0.
         point: Where its conditions hold as far as can be told.
         terms: The size of the terms of each stationarity row, |P||x| + |q| + |G|ᵀ|λ| + |A|ᵀ|ν|.
     """
-    pulls = at.gradient * point.x
-    held = torch.cat([point.lam * at.g, point.nu * at.h], 1)
-    pull = -pulls.sum(1)
+    pulls, held = at.gradient * point.x, torch.cat([point.lam * at.g, point.nu * at.h], 1)
+    pull, curved = -pulls.sum(1), (point.x * (at.hessian @ point.x)).sum(1)
     left = pull + held.sum(1)
-    open_ended = (left > SHARE * pull) & (left > NOISE * (pulls.abs().sum(1) + held.abs().sum(1)))
-    curved = (point.x * (at.hessian @ point.x)).sum(1)
+    unbalanced = (left - curved).abs() > OPEN * (pulls.abs().sum(1) + held.abs().sum(1) + curved)
     rounding = CANCELLED * (point.x.abs() * terms).sum(1)
-    return open_ended & (pull > 0) & ((curved < SHARE * left) | (curved <= rounding))
+    suspect = unbalanced | ((left > SHARE * pull) & (pull > 0) & (curved <= rounding))
+    return suspect & _far(at, point.x.abs()) if suspect.any() else suspect
+
+
+def _far(at: Local, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
+    """Whether the data are lost in the terms of some row, |G||x| >> |g₀|; x >= 0."""
+    made = torch.cat([at.hessian.abs @ x, at.G.abs @ x, at.A.abs @ x], 1)
+    given = torch.cat([at.gradient, at.g, at.h], 1).abs()
+    return (torch.where(given > 0, made, 0.0) > FAR * given).any(1)
