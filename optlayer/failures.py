@@ -8,6 +8,7 @@ from optlayer import certify, farkas, polish
 from optlayer.convexity import least_curvature
 from optlayer.engines.ask import cone_program, turned
 from optlayer.engines.clarabel import Clarabel
+from optlayer.engines.recession import feasible, recedes
 from optlayer.forms import Point
 from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import Instance
@@ -24,6 +25,7 @@ VISIBLE = 1e-3  # a smaller relative fall is noise
 UNABATED = 0.9  # f must go on falling at this part of its slope: a convex f then falls forever
 SHARE = 1e-3  # of the largest part in a contradiction that is worth naming
 UNSETTLED = 1e-3  # a relative Newton step that is worth a word
+FALLS = "the objective keeps falling along a feasible direction"
 
 
 def inadmissible(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> dict[int, Failure]:
@@ -55,6 +57,8 @@ def proven(plan: Plan, sample: Instance, claim: Status, words: str, ray: Point |
 
     A cone programme is judged by the ray that came with the claim, anything else by problems of our own.
     """
+    if sample.form.quadratic and sample.form.dual.is_orthant and _recedes(sample):
+        return Failure(Status.UNBOUNDED, f"{words}; {FALLS}")
     if isinstance(sample.form, ConicForm):
         return None if ray is None else _by_ray(sample, sample.form, claim, words, ray)
     least = CLAIMED if claim == Status.INFEASIBLE else UNCLAIMED
@@ -64,13 +68,18 @@ def proven(plan: Plan, sample: Instance, claim: Status, words: str, ray: Point |
     return failure
 
 
+def _recedes(sample: Instance) -> bool:
+    """Whether a quadratic programme falls for ever from a feasible point."""
+    point = feasible(sample.origin) if recedes(sample.origin) else None
+    return point is not None and _violation(sample, point) <= FEASIBLE
+
+
 def _by_ray(sample: Instance, form: ConicForm, claim: Status, words: str, ray: Point) -> Failure | None:
     """An objective that falls along a ray says nothing before there is a feasible point to set out from."""
     if claim == Status.UNBOUNDED and farkas.recedes(sample, ray):
         feasible, contrary = _feasibility(sample)
         if feasible:
-            falls = "the objective keeps falling along a feasible direction"
-            return Failure(Status.UNBOUNDED, f"{words}; {falls}")
+            return Failure(Status.UNBOUNDED, f"{words}; {FALLS}")
         ray = contrary or ray
     if farkas.excludes(sample, ray):
         return Failure(Status.INFEASIBLE, f"{words}; {_contradiction(sample, form, ray)}")

@@ -1,0 +1,104 @@
+r"""Unbounded quadratic programmes, shown by linear ones: a direction along which f falls for ever,
+
+    min qᵀd   s.t.   Pd = 0,   Gd <= 0,   Ad = 0,   -1 <= d <= 1,
+
+and a feasible point to set out from. Rows and coordinates are brought to size 1 first, so that no unit enters;
+what solves Pd = 0 up to the rounding of P's own entries solves it. The direction is examined, not believed; the
+point is left for whoever knows the certificate.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linprog
+
+from optlayer.engines import Array
+from optlayer.forms import Local
+
+LARGEST = 500  # unknowns: P is decomposed
+ROUNDS = 8  # of the equilibration
+ROUNDING = 8 * float(np.finfo(np.float64).eps)  # of an entry of P, times n
+EXACT = 1e-9  # largest violation of a row of size 1 that is rounding
+VISIBLE = 1e-6  # least relative size of -qᵀd
+
+
+class _Rows(NamedTuple):
+    """Those of P, A and G, divided by their size, and of coordinates likewise."""
+
+    P: Array
+    A: Array
+    G: Array
+    q: Array
+
+
+def recedes(at: Local) -> bool:
+    """Whether f falls for ever along some direction that no constraint minds. at: one sample, at x = 0."""
+    if at.gradient.shape[1] > LARGEST:
+        return False
+    rows = _rows(at)
+    flat = _null_space(rows.P)
+    if not flat.shape[1]:
+        return False
+    nothing = np.zeros(len(rows.G) + len(rows.A))
+    d = _least(rows.q, rows.G, rows.A, nothing, flat)
+    return d is not None and _falls(rows, d)
+
+
+def feasible(at: Local) -> Array | None:
+    """A point that satisfies the constraints of one sample, as far as a solver can tell."""
+    n = at.gradient.shape[1]
+    if n > LARGEST:
+        return None
+    G, A = (M.dense()[0].numpy() for M in (at.G, at.A))
+    D, E = _equilibrated(np.vstack([G, A]))
+    b = -E * np.concatenate([at.g[0].numpy(), at.h[0].numpy()])
+    length = np.abs(b).max(initial=0.0) or 1.0
+    G, A = np.split(E[:, None] * np.vstack([G, A]) * D, [len(G)])
+    x = _least(np.zeros(n), G, A, b / length)
+    return None if x is None else length * D * x
+
+
+def _rows(at: Local) -> _Rows:
+    P, A, G = (M.dense()[0].numpy() for M in (at.hessian, at.A, at.G))
+    stacked = np.vstack([P, A, G])
+    D, E = _equilibrated(stacked)
+    q = D * at.gradient[0].numpy()
+    parts = np.split(E[:, None] * stacked * D, [len(P), len(P) + len(A)])
+    return _Rows(*parts, q / (np.abs(q).max() or 1.0))
+
+
+def _equilibrated(M: Array) -> tuple[Array, Array]:
+    """Scales of the columns and of the rows, powers of two (Ruiz, 2001)."""
+    size, D, E = np.abs(M), np.ones(M.shape[1]), np.ones(M.shape[0])
+    for _ in range(ROUNDS):
+        scaled = E[:, None] * size * D
+        D, E = D / _root(scaled.max(0, initial=0.0)), E / _root(scaled.max(1, initial=0.0))
+    return np.exp2(np.rint(np.log2(D))), np.exp2(np.rint(np.log2(E)))
+
+
+def _root(size: Array) -> Array:
+    """1 for what is no size."""
+    return np.sqrt(np.where((size > 0) & np.isfinite(size), size, 1.0))
+
+
+def _null_space(P: Array) -> Array:
+    """What P takes to the rounding of its entries, as columns; they are of size 1."""
+    _, values, directions = np.linalg.svd(P)
+    null: Array = directions[values <= ROUNDING * len(P)].T
+    return null
+
+
+def _least(c: Array, G: Array, A: Array, b: Array, span: Array | None = None) -> Array | None:
+    """argmin cᵀx s.t. Gx <= b, Ax = b; of a `span` the x of it with |x| <= 1; None where there is none."""
+    g, h = np.split(b, [len(G)])
+    if span is not None:
+        one = np.ones(2 * len(span))
+        c, G, A, g = c @ span, np.vstack([G @ span, span, -span]), A @ span, np.concatenate([g, one])
+    found = linprog(c, G, g, A, h, bounds=(None, None)).x
+    return found if found is None or span is None else span @ found
+
+
+def _falls(rows: _Rows, d: Array) -> bool:
+    """Whether d is what it was asked to be."""
+    fall, left_over = -rows.q * d, np.concatenate([rows.P @ d, rows.A @ d, np.maximum(rows.G @ d, 0.0)])
+    return bool(fall.sum() > VISIBLE * np.abs(fall).sum()) and bool(np.abs(left_over).max() <= EXACT)
