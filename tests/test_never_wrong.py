@@ -2,8 +2,8 @@
 
 Each is planted around a primal-dual answer in unit scale, where it is well conditioned; its coordinates,
 rows and objective are then measured in units between 1e-4 and 1e4. What the layer returns is judged in the
-unit scale, by the planted answer. Its derivative, and that of two Newton steps from it (the independent oracle
-of contract/test_oracle.py), are judged by the implicit function theorem at the planted root.
+unit scale, by the planted answer. Its derivative, and that of two Newton steps from it (the independent
+oracle of contract/test_oracle.py), are judged by the implicit function theorem at the planted root.
 
 500 in each run; `pytest -m large tests/test_never_wrong.py` hunts 5,000, or as many as OPTLAYER_HUNT says:
 

@@ -2,9 +2,9 @@ r"""Unbounded quadratic programmes, shown by linear ones: a direction along whic
 
     min qᵀd   s.t.   Pd = 0,   Gd <= 0,   Ad = 0,   -1 <= d <= 1,
 
-and a feasible point to set out from. Rows and coordinates are brought to size 1 first, so that no unit enters;
-what solves Pd = 0 up to the rounding of P's own entries solves it. The direction is examined, not believed; the
-point is left for whoever knows the certificate.
+and a feasible point to set out from. Rows and coordinates are brought to size 1 first, so that no unit
+enters; what solves Pd = 0 up to the rounding of P's own entries solves it. The direction is examined, not
+believed; the point is left for whoever knows the certificate.
 """
 
 from typing import NamedTuple
