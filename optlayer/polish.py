@@ -16,6 +16,7 @@ from optlayer.forms import Local, Point
 from optlayer.forms.elimination import least_step
 from optlayer.forms.kkt import Instance, Reduction, Step
 from optlayer.newton import TARGET, Iterate, Search, begin, chosen
+from optlayer.ties import ties
 
 ROUNDED = 1e-12  # and at which a step of Newton's is worth more than a smaller one
 PATIENCE = 4  # steps without progress
@@ -159,10 +160,11 @@ def settle(
     scale = scales(at, point, problem.unit)
     tau = scale.tau if tau is None else tau
     v, kink = at.dual.snap(_settled(at, point, tau), _negligible(at, point, scale, tau))
+    tie = kink.any(1) | ties(at, point, v, scale)
     point = point._replace(lam=at.dual.nearest(v) / tau)
     u = torch.cat([point.x, v, point.nu], 1)
     unknown = torch.zeros_like(point.x[:, 0])
-    return Polished(point, u, kink.any(1), at, scale, problem.reduced(at, v, tau, before), unknown)
+    return Polished(point, u, tie, at, scale, problem.reduced(at, v, tau, before), unknown)
 
 
 def _settled(at: Local, point: Point, tau: Tensor) -> Float64[Tensor, "B m"]:

@@ -25,7 +25,7 @@ FLOORS = [
     {"cones"},
     {"forms"},
     {"certify", "convexity", "balance"},
-    {"farkas", "newton", "declare"},
+    {"farkas", "newton", "ties", "declare"},
     {"polish", "smoothing"},
     {"engines"},
     {"plan"},

@@ -130,12 +130,14 @@ def slope_of_two_steps(
     return sum((s * d).sum() for s, d in zip(slopes, move, strict=True))
 
 
-def slope_errors(case: Case, x: Tensor, weights: Tensor, move: tuple[Tensor, ...], ours: Tensor) -> Tensor:
+def slope_errors(
+    case: Case, kept: Tensor, x: Tensor, weights: Tensor, move: tuple[Tensor, ...], ours: Tensor
+) -> Tensor:
     """Of wᵀdx in unit scale: ours, and that of the two-step oracle from our x, against the planted root."""
-    errors, (B, n) = torch.zeros(len(x), dtype=F64), x.shape
+    errors, n = torch.zeros(len(x), dtype=F64), x.shape[1]
     m = case.form.g(case.x[0], *(t[0] for t in case.data)).numel()
     residual = conditions(case.form, n, m)
-    for i in range(B) if case.smooth is None else case.smooth.nonzero().flatten().tolist():
+    for i in kept.nonzero().flatten().tolist():
         at = weights[i], tuple(t[i] for t in case.data), tuple(t[i] for t in move)
         truth, size = slope(residual, case.root[i], *at)
         oracle = slope_of_two_steps(residual, torch.cat([x[i], case.root[i, n:]]), *at)
@@ -168,9 +170,8 @@ def judge(name: str, case: Case, rng: torch.Generator, tally: Tally) -> None:
         terms = [
             (g * unit * d).flatten(1).sum(1) for g, unit, d in zip(pulled, case.units, direction, strict=True)
         ]
-        errors = slope_errors(case, answer.detach(), weights, direction, sum(terms))
-        kept = solved if case.smooth is None else solved & case.smooth
-        slope_error = torch.where(kept, errors, 0.0)
+        kept = solved & right if case.smooth is None else solved & right & case.smooth
+        slope_error = slope_errors(case, kept, answer.detach(), weights, direction, sum(terms))
         right &= slope_error <= SLOPES
     for i, status in enumerate(solution.status.tolist()):
         if (status == Status.SOLVED and not right[i]) or status in untrue:
