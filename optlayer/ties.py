@@ -1,9 +1,9 @@
-"""Ties among rounding: an inequality whose multiplier and slack are both what rounding in the others makes of 0.
+"""Ties among rounding: an inequality whose multiplier and slack are what rounding elsewhere makes of 0.
 
-At a vertex of the simplex that is the projection of itself nothing pulls, the row of such an inequality has no
-terms of its own, and a multiplier of 1e-16 is as large as they are. What rounding makes of it comes through the
-equalities: a ν_k that has to hold terms of size S_j in one row brings a share of their rounding to all its others.
-A length is handed on in the same way. No unit of a coordinate or a row enters.
+At a vertex of the simplex that is its own projection nothing pulls: the row of such an inequality has no
+terms of its own, and a multiplier of 1e-16 is as large as they are. What rounding makes of it comes through
+the equalities: a ν_k that has to hold terms of size S_j in one row brings a share of their rounding to all
+its others. A length is handed on in the same way. No unit of a coordinate or a row enters.
 """
 
 from dataclasses import replace

@@ -543,6 +543,22 @@ FAMILIES: dict[str, Callable[[torch.Generator, int], Case]] = {
 }
 
 
+FOUND = {  # by hunts: how it is drawn, the generator's seed, how many are drawn, which one
+    "a flat direction, every row relative": (unbounded(S(8, 2, 8, quadratic=True)), 79, 300, 245),
+    "the same on the cone route": (unbounded(S(4, 1, 4, quadratic=True), "cone"), 79, 300, 24),
+    "on the cone route, far out": (unbounded(S(4, 1, 4, quadratic=True), "cone"), 79, 300, 181),
+    "multipliers that cancel": (unbounded(S(8, 3, 9)), 233, 300, 39),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_silently_wrong_once(name: str) -> None:
+    draw, seed, count, i = FOUND[name]
+    case = draw(torch.Generator().manual_seed(seed), count)
+    solution = case.layer.solve(*(t[i] * unit[i] for t, unit in zip(case.data, case.units, strict=True)))
+    assert solution.status == case.fate
+
+
 def hunt(count: int, seed: int) -> Tally:
     tally = Tally()
     for k, (name, draw) in enumerate(FAMILIES.items()):

@@ -63,8 +63,8 @@ def _rows(at: Local) -> _Rows:
     stacked = np.vstack([P, A, G])
     D, E = _equilibrated(stacked)
     q = D * at.gradient[0].numpy()
-    parts = np.split(E[:, None] * stacked * D, [len(P), len(P) + len(A)])
-    return _Rows(*parts, q / (np.abs(q).max() or 1.0))
+    P, A, G = np.split(E[:, None] * stacked * D, [len(P), len(P) + len(A)])
+    return _Rows(P, A, G, q / (np.abs(q).max() or 1.0))
 
 
 def _equilibrated(M: Array) -> tuple[Array, Array]:

@@ -189,6 +189,30 @@ class TestFlags:
         layer = build_relu(3)
         close(torch.func.jacfwd(layer)(x), torch.func.jacrev(layer)(x), 1e-12)
 
+    @pytest.mark.parametrize("method", ["smooth", "cone"])
+    @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e9])
+    def test_ties_among_rounding(self, method, unit):
+        """At a vertex that is its own projection the multipliers are 1e-16, as is all beside them."""
+        layer, r = self.projection(method), torch.tensor(unit, dtype=torch.float64)
+        x = torch.tensor([[1, 0, 0, 0], [0.7, 0.1, 0.2, 0], [0.3, -0.7, -0.7, -0.7]], dtype=torch.float64)
+        assert layer.solve(r * x, r).flags.kink.all()
+        near = torch.tensor(
+            [[1 + 1e-9, 0, 0, 0], [0.7, 0.1, 0.2, 1e-9], [1e-9, 0, 0, 0]], dtype=torch.float64
+        )
+        assert not layer.solve(r * near, r).flags.kink.any()
+
+    @staticmethod
+    def projection(method):
+        """Onto the simplex whose edges meet at r."""
+        return OptLayer(
+            [cp.Variable(4)],
+            [cp.Parameter(4), cp.Parameter()],
+            objective=lambda z, x, r: cp.sum_squares(z - x),
+            inequalities=[lambda z, x, r: -z],
+            equalities=[lambda z, x, r: cp.sum(z) - r],
+            method=method,
+        )
+
     def test_the_border_of_a_ball(self):
         x = torch.tensor([0.6, 0.0, 0.8, 0.0], dtype=torch.float64)
         solution = layer_of(BALL).solve(x, torch.tensor(1.0, dtype=torch.float64))

@@ -1,0 +1,103 @@
+"""What holds an answer is judged in no unit; directions along which nothing does are found, and examined."""
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+
+from optlayer import InfeasibleError, OptLayer, UnboundedError, certify
+from optlayer.balance import unheld
+from optlayer.engines.recession import feasible, recedes
+from optlayer.forms import Point
+from optlayer.forms.kkt import Instance
+
+DOUBLE = torch.float64
+UNITS = [(1.0, 1.0, 1.0), (1e-6, 1e5, 1e4), (1e7, 1e-3, 1e-8)]
+
+
+def programme(L, q, G, h, **options):
+    """min ½|Lz|² + qᵀz s.t. Gz <= h."""
+    (k, n), m = np.shape(L), len(h)
+    z, Lp, qp = cp.Variable(n), cp.Parameter((k, n)), cp.Parameter(n)
+    Gp, hp = cp.Parameter((m, n)), cp.Parameter(m)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(Lp @ z) / 2 + qp @ z), [Gp @ z <= hp])
+    layer = OptLayer.from_problem(problem, [Lp, qp, Gp, hp], **options)
+    return layer, tuple(torch.as_tensor(np.array(t), dtype=DOUBLE) for t in (L, q, G, h))
+
+
+def instance(*data):
+    layer, theta = programme(*data)
+    return Instance(layer._plan.form, tuple(t[None] for t in theta), 1)
+
+
+def in_units(unit, L, q, G, h):
+    """z = Dz̃ with D = (1, unit 0), the rows of G in unit 1, the objective in unit 2."""
+    D, row, f = np.array([1.0, unit[0]]), unit[1], unit[2]
+    L, q, G, h = (np.array(t, dtype=float) for t in (L, q, G, h))
+    return np.sqrt(f) * L / D, f * q / D, row * G / D, row * h
+
+
+def point(unit, x, lam):
+    """In those units."""
+    x, lam = torch.tensor([x], dtype=DOUBLE), torch.tensor([lam], dtype=DOUBLE)
+    D = torch.tensor([1.0, unit[0]], dtype=DOUBLE)
+    return Point(x * D, lam * unit[2] / unit[1], torch.zeros(1, 0, dtype=DOUBLE))
+
+
+def judged(problem, at):
+    return unheld(problem.origin, at, certify.scales(problem.at(at), at).stationarity).item()
+
+
+FLAT = ([[1.0, -1.0]], [-1.0, 0.0], [[-1.0, 0.0]], [1.0])  # nothing holds (1, 1)
+STEEP = ([[1.0, -1.0], [1e-5, 1e-5]], [-1.0, 0.0], [[-1.0, 0.0]], [1.0])  # a curvature of 1e-10 does
+WALL = ([[1.0, -1.0]], [-1.0, 0.0], [[1.0, 0.0]], [1e9])  # and here a constraint far out
+CONE = ([[0.0, 0.0]], [1.0, 1.0], [[-1.0, -2.0], [-2.0, -1.0]], [0.0, 0.0])  # a vertex at 0, no length at all
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_nothing_holds_a_point_far_out_on_a_flat_direction(unit):
+    problem = instance(*in_units(unit, *FLAT))
+    assert judged(problem, point(unit, [1e10, 1e10], [0.0]))
+    assert judged(problem, point(unit, [1e16, 1e16 - 2.0], [0.0]))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_is_held_is_let_pass(unit):
+    steep, wall, cone = (instance(*in_units(unit, *data)) for data in (STEEP, WALL, CONE))
+    assert not judged(steep, point(unit, [2.5e9 + 0.5, 2.5e9 - 0.5], [0.0]))
+    assert not judged(wall, point(unit, [1e9, 1e9], [1.0]))
+    assert not judged(cone, point(unit, [1e-17, -2e-17], [1 / 3, 1 / 3]))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_flat_directions_are_found_in_any_unit(unit):
+    assert recedes(instance(*in_units(unit, *FLAT)).origin)
+    assert not recedes(instance(*in_units(unit, *STEEP)).origin)
+    assert not recedes(instance(*in_units(unit, *WALL)).origin)
+    assert not recedes(instance(*in_units(unit, *CONE)).origin)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_feasible_point_is_found_in_any_unit(unit):
+    G, h = [[1.0, 1.0], [-1.0, -1.0]], [1.0, -1.0 + 1e-3]
+    data = in_units(unit, FLAT[0], FLAT[1], G, h)
+    x = feasible(instance(*data).origin)
+    assert (data[2] @ x <= data[3] + 1e-9 * np.abs(data[3])).all()
+    assert feasible(instance(*in_units(unit, FLAT[0], FLAT[1], G, [1.0, -1.001])).origin) is None
+
+
+@pytest.mark.parametrize("method", ["smooth", "cone"])
+def test_unbounded_is_proven_where_rounding_has_curved_a_direction(method):
+    """L has two columns that are the same but for a unit; LᵀL is definite by its last digits."""
+    column = np.array([0.1, 0.7, -0.3])
+    L = np.stack([column, 1e3 * column / 7, [1.0, 2.0, 3.0]], 1)
+    layer, data = programme(L, [1.0, 0.0, 0.0], [[0.0, 0.0, 1.0]], [1.0], method=method)
+    with pytest.raises(UnboundedError, match="keeps falling along a feasible direction"):
+        layer(*data)
+
+
+def test_a_flat_direction_proves_nothing_without_a_feasible_point():
+    layer, data = programme(FLAT[0], FLAT[1], [[1.0, -1.0], [-1.0, 1.0]], [1.0, -2.0])
+    assert recedes(instance(FLAT[0], FLAT[1], [[1.0, -1.0], [-1.0, 1.0]], [1.0, -2.0]).origin)
+    with pytest.raises(InfeasibleError):
+        layer(*data)
