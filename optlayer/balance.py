@@ -17,7 +17,7 @@ from optlayer.forms import Local, Point
 
 OPEN = 1e-5  # of the terms of the balance: what is left open of it where rows hold relative to their terms
 SHARE = 0.5  # of the pull that the constraints leave to the curvature
-CANCELLED = 1e-12  # of the terms of a sum: what is left of them is rounding
+CANCELLED = 1e-13  # of the terms of a sum: what is left of them is rounding
 FAR = 1e3  # how much larger than the data that bound them the terms of some row are far out
 
 
@@ -32,8 +32,9 @@ def unheld(at: Local, point: Point, terms: Float64[Tensor, "B n"]) -> Bool[Tenso
     pulls, held = at.gradient * point.x, torch.cat([point.lam * at.g, point.nu * at.h], 1)
     pull, curved = -pulls.sum(1), (point.x * (at.hessian @ point.x)).sum(1)
     left = pull + held.sum(1)
-    unbalanced = (left - curved).abs() > OPEN * (pulls.abs().sum(1) + held.abs().sum(1) + curved)
     rounding = CANCELLED * (point.x.abs() * terms).sum(1)
+    open_share = OPEN * (pulls.abs().sum(1) + held.abs().sum(1) + curved)
+    unbalanced = (left - curved).abs() > open_share + rounding
     suspect = unbalanced | ((left > SHARE * pull) & (pull > 0) & (curved <= rounding))
     return suspect & _far(at, point.x.abs()) if suspect.any() else suspect
 
