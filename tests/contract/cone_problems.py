@@ -24,6 +24,7 @@ from .problems import (
     EXPONENTIAL_FORM,
     F64,
     T,
+    close,
     exponential_inequality,
     exponential_objective,
     exponential_polytope,
@@ -108,6 +109,17 @@ class Planted:
     @property
     def answers(self):
         return (*self.primal, *itertools.chain(*self.duals), self.value)
+
+    @property
+    def check(self):
+        """What `check_every_entry` asks for."""
+        parameters = self.programme.parameters
+        return self.programme.outputs, self.data, [p.ndim == 2 and p.is_symmetric() for p in parameters]
+
+    def agrees(self, outputs, tolerance):
+        for index, (mine, expected) in enumerate(zip(outputs, self.answers, strict=True)):
+            assert mine.shape == expected.shape
+            close(mine, expected, tolerance, f"output {index}")
 
 
 def along(planted: Planted, rng, count: int, only: Callable[[torch.Tensor], bool] = lambda tensor: True):
