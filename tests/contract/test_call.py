@@ -297,18 +297,53 @@ def test_numpy_only(rng):
     close(y.double(), layer_of(PLANE)(x, a, b), 1e-6)
 
 
-def test_autocast_does_not_reach_inside(rng):
+AMP = {torch.bfloat16: 0.05, torch.float16: 0.01}  # what eight and eleven bits leave of a gradient
+
+
+@pytest.mark.parametrize("dtype", AMP, ids=str)
+def test_autocast_does_not_reach_inside(dtype, rng):
     x = sample_sparsemax(rng, 4)[0].float().requires_grad_()
     plain = layer_of(SPARSEMAX)(x)
     plain.square().sum().backward()
     gradient, x.grad = x.grad, None
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         y = layer_of(SPARSEMAX)(x)
     assert y.dtype == torch.float32
     assert torch.equal(y, plain)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         y.square().sum().backward()
     close(x.grad, gradient, 1e-6)
+
+
+def mixed_precision_step(weights, dtype, data):
+    """The gradient of one step of mixed-precision training, by the usual recipe, and the layer's output."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 6), layer_of(SPARSEMAX))
+    net.load_state_dict(weights)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        y = net(data)
+    scaler.scale((y.float() - y.new_tensor([1, 0, 0, 0, 0, 0])).square().sum()).backward()
+    scaler.unscale_(optimizer)
+    gradient = [parameter.grad.clone() for parameter in net.parameters()]
+    scaler.step(optimizer)
+    return y, gradient
+
+
+@pytest.mark.parametrize("dtype", AMP, ids=str)
+def test_a_step_of_mixed_precision_training(dtype, rng):
+    """The linear layer hands over 16 bits, the answer is that of those 16 bits and has their type."""
+    weights = {"0.weight": normal(rng, 6, 3).float(), "0.bias": normal(rng, 6).float()}
+    data = normal(rng, 5, 3).float()
+    _, expected = mixed_precision_step(weights, None, data)
+    y, gradient = mixed_precision_step(weights, dtype, data)
+    assert y.dtype == dtype
+    with torch.autocast("cpu", dtype=dtype):
+        handed_over = torch.nn.functional.linear(data, *weights.values())
+    assert torch.equal(y, layer_of(SPARSEMAX)(handed_over.double()).to(dtype))
+    for actual, right in zip(gradient, expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert (actual - right).norm() < AMP[dtype] * right.norm()
 
 
 # ------------------------------------------------------------------ modes

@@ -1,5 +1,7 @@
 """No answer, solvers that stop early, data that is no number: named, and no harm to others."""
 
+import functools
+
 import cvxpy as cp
 import pytest
 import torch
@@ -252,10 +254,18 @@ def test_a_layer_survives_its_failures(rng):
 # ------------------------------ on_failure
 
 
+def hears(error, solution):
+    """A policy that neither raises nor does anything."""
+
+
+KEEPING = {"nan": "nan", "callable": hears}  # the policies under which the rest of a batch comes back
+
+
+@pytest.mark.parametrize("policy", KEEPING.values(), ids=KEEPING.keys())
 @pytest.mark.parametrize("how", ERROR)
-def test_good_rows_are_unharmed(how, rng):
+def test_good_rows_are_unharmed(how, policy, rng):
     """Bitwise equal to the batch where that row is another good one; to 1e-12 the batch without it."""
-    layer, data = build_fragile(on_failure="nan"), good(rng, 8)
+    layer, data = build_fragile(on_failure=policy), good(rng, 8)
     keep = [0, 1, 2, 4, 5, 6, 7]
     w = normal(rng, 8, 3)
     results = []
@@ -272,6 +282,34 @@ def test_good_rows_are_unharmed(how, rng):
         close(shorter, spoilt[keep], 1e-12)
         bad = spoilt[3]
         assert bad.isnan().all() if index == 0 else (bad == 0).all()
+
+
+@pytest.mark.parametrize("how", ERROR)
+def test_one_bad_row_of_many_is_raised_by_its_number(how, rng):
+    """And whoever leaves it out then gets what the batch without it gives."""
+    layer, data = build_fragile(), good(rng, 8)
+    spoilt = spoil(data, 3, how)
+    with pytest.raises(ERROR[how]) as caught:
+        layer(*spoilt)
+    assert caught.value.indices == (3,)
+    assert tuple(caught.value.statuses) == (STATUS[how],)
+    keep = [row for row in range(8) if row not in caught.value.indices]
+    close(layer(*(tensor[keep] for tensor in spoilt)), layer(*data)[keep], 1e-12)
+
+
+@pytest.mark.parametrize("policy", KEEPING.values(), ids=KEEPING.keys())
+@pytest.mark.parametrize("how", ERROR)
+def test_every_row_fails(how, policy, rng):
+    """NaN in every row, a gradient of zero, and nothing raised."""
+    layer, data = build_fragile(on_failure=policy), good(rng, 3)
+    for row in range(3):
+        data = spoil(data, row, how)
+    data = leaves(data)
+    solution = layer.solve(*data)
+    assert solution.status.tolist() == [STATUS[how]] * 3
+    assert all(output.isnan().all() for output in outputs_of(solution))
+    gradients = torch.autograd.grad(solution.primal[0].square().sum(), data)
+    assert all((gradient == 0).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("how", ERROR)
@@ -373,6 +411,12 @@ def test_a_callable_may_raise(rng):
 
 # ------------------------------ answers that are not accurate
 
+OUT_OF_TIME = [
+    (cp.CLARABEL, {"time_limit": 1e-9}),
+    (cp.SCS, {"time_limit_secs": 1e-9}),
+    (cp.OSQP, {"time_limit": 1e-9}),
+]
+
 
 @pytest.mark.parametrize(
     ("solver", "options"),
@@ -383,8 +427,12 @@ def test_a_callable_may_raise(rng):
         (cp.SCS, {"max_iters": 20}),
         (cp.OSQP, {"max_iter": 1}),
         (cp.OSQP, {"max_iter": 25}),
+        *OUT_OF_TIME,
     ],
-    ids=["clarabel-1", "clarabel-3", "scs-1", "scs-20", "osqp-1", "osqp-25"],
+    ids=[
+        *("clarabel-1", "clarabel-3", "scs-1", "scs-20", "osqp-1", "osqp-25"),
+        *("clarabel-time", "scs-time", "osqp-time"),
+    ],
 )
 @pytest.mark.parametrize(
     ("build", "planted"),
@@ -423,6 +471,89 @@ def test_a_stopped_solver_on_exponentials(iterations, rng):
     y = build_softmax(solver=cp.CLARABEL, max_iter=iterations, on_failure="nan")(x)
     for row, right in zip(y, x.softmax(-1), strict=True):
         assert row.isnan().all() or (row - right).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize(("solver", "options"), OUT_OF_TIME, ids=["clarabel", "scs", "osqp"])
+def test_a_time_limit_reaches_the_solver(solver, options, rng):
+    """Else the tests above would show nothing; what it leaves is finished by Newton's method, or refused."""
+    planted = plant_qp(rng, batch=(4,))
+    free = build_qp(solver=solver).solve(*planted.parameters)
+    stopped = build_qp(solver=solver, on_failure="nan", **options).solve(*planted.parameters)
+    assert (stopped.iterations < free.iterations).all()
+    solved = stopped.status == Status.SOLVED
+    close(stopped.primal[0][solved], planted.primal[solved], 1e-7)
+    assert stopped.primal[0][~solved].isnan().all()
+
+
+@pytest.mark.parametrize(("solver", "options"), OUT_OF_TIME[:2], ids=["clarabel", "scs"])
+def test_out_of_time_on_a_cone(solver, options, rng):
+    """A norm and an entropy: Newton's method alone may not get there."""
+    z, x = cp.Variable(5), cp.Parameter(5)
+    objective = cp.Minimize(cp.norm(z - x) - cp.sum(cp.entr(z)))
+    data = normal(rng, 3, 5)
+    right = OptLayer.from_problem(cp.Problem(objective))(data)
+    y = OptLayer.from_problem(cp.Problem(objective), solver=solver, on_failure="nan", **options)(data)
+    for row, truth in zip(y, right, strict=True):
+        assert row.isnan().all() or (row - truth).abs().max() < 1e-7
+
+
+# ------------------------------ infeasible by next to nothing
+
+
+def crossed_box(gap, **options):
+    """Bounds that cross by the gap in one coordinate of sample 1."""
+    c, x, lo, hi = good(torch.Generator().manual_seed(3), 3)
+    hi[1, 0] = lo[1, 0] - gap
+    return build_fragile(**options), (c, x, lo, hi)
+
+
+def contrary_equations(gap, **options):
+    L, q, G, h, A, b = plant_qp(torch.Generator().manual_seed(4), batch=(3,)).parameters
+    A[1, 1], b[1, 1] = A[1, 0], b[1, 0] + gap
+    return build_qp(**options), (L, q, G, h, A, b)
+
+
+def missed_ball(gap, method, **options):
+    """A plane that passes the unit ball at a distance of the gap."""
+    z, p, d = cp.Variable(3), cp.Parameter(3), cp.Parameter(name="d")
+    ball = cp.sum_squares(z) <= 1 if method == "smooth" else cp.norm(z) <= 1
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(z - p)), [ball, z[0] == d])
+    distance = torch.tensor([0.5, 1 + gap, -0.5], dtype=torch.float64)
+    return OptLayer.from_problem(problem, [p, d], method=method, **options), (one(3, 3), distance)
+
+
+BARELY = {
+    "box": crossed_box,
+    "equations": contrary_equations,
+    "ball": functools.partial(missed_ball, method="smooth"),
+    "norm": functools.partial(missed_ball, method="cone"),
+}
+
+
+@pytest.mark.parametrize("gap", [1e-9, 1e-5])
+@pytest.mark.parametrize("build", BARELY.values(), ids=BARELY.keys())
+def test_infeasible_by_next_to_nothing(build, gap):
+    """An error by name, or an answer that passes the certificate; never a NaN that was not announced."""
+    layer, data = build(gap)
+    try:
+        solution = layer.solve(*data)
+    except (InfeasibleError, InaccurateError) as error:
+        assert error.indices == (1,)  # noqa: PT017
+    else:
+        assert solution.residuals.worst.max() <= 1e-8
+        assert all(output.isfinite().all() for output in outputs_of(solution))
+    layer, _ = build(gap, on_failure="nan")
+    kept = layer.solve(*data)
+    assert kept.status[[0, 2]].tolist() == [Status.SOLVED] * 2
+    failed = kept.status != Status.SOLVED
+    assert torch.equal(kept.primal[0].isnan().any(-1), failed)
+
+
+def test_bounds_that_cross_by_1e_5_are_proven_infeasible():
+    layer, data = crossed_box(1e-5)
+    with pytest.raises(InfeasibleError, match="violated by 5e-06 at best") as caught:
+        layer(*data)
+    assert caught.value.indices == (1,)
 
 
 UNATTAINED = {
