@@ -11,7 +11,7 @@ PYTEST ?= $(BIN)/python -m pytest -q
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format figures large bench clean
+.PHONY: help demo test lint format figures large bench versions oldest newest clean
 
 help:     ## list the targets
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,11 +42,40 @@ bench: $(READY)  ## time the layer, also beside whichever peers are installed; B
 	for name in against_sixty_lines against_peers scaling_with_batch scaling_with_size construction gpu; do \
 	    $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 
-clean:    ## forget the environment and the caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+# What would notice an incompatible version: what is used of cvxpy, calls, failures, modules, derivatives.
+CORE := tests/test_cvxpy_internals.py $(addprefix tests/contract/test_, \
+    call.py failures.py module.py compile.py values.py func.py)
+
+versions: oldest newest  ## the core tests with the oldest and the newest supported versions
+
+# On Linux pip may find the oldest torch with CUDA only, about 3 GB of it.
+oldest: .venv-oldest/.ready
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q $(CORE)
+
+newest: .venv-newest/.ready
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q $(CORE)
+
+clean:    ## forget the environments and the caches
+	rm -rf $(VENV) .venv-oldest .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The constraints pin every version, torch first of all: what is tested is what is installed.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+CORE_NEEDS := pytest hypothesis mpmath  # and no examples, whose own requirements are another matter
+
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints-oldest.txt -e . $(CORE_NEEDS)
+	@touch $@
+
+# Torch stays that of constraints.txt, for the same reason; of everything else the newest that pip finds.
+.venv-newest/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-newest
+	grep '^torch==' constraints.txt > .venv-newest/torch.txt
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	    -c .venv-newest/torch.txt -e . $(CORE_NEEDS)
 	@touch $@
