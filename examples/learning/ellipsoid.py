@@ -8,11 +8,12 @@ else, which ellipse is it? The layer is the projection itself,
 .. math:: \Pi(x; A, b) = \operatorname*{argmin}_z \tfrac12 |z - x|^2
           \quad\text{subject to}\quad |A z + b|^2 \le 1,
 
-and Adam changes :math:`A` and :math:`b` until the layer answers as the hidden ellipse does. It is the round sibling of the
-polytope in ``examples/polytope.py``: one curved constraint in the place of twenty faces.
+and Adam changes :math:`A` and :math:`b` until the layer answers as the hidden ellipse does. It is the round
+sibling of the polytope in ``examples/polytope.py``: one curved constraint in the place of twenty faces.
 
-Source: A. Agrawal, B. Amos, S. Barratt, S. Boyd, S. Diamond and J. Z. Kolter, *Differentiable Convex Optimization Layers*,
-NeurIPS 2019, arXiv:1910.12430, and the article of the same name on locuslab.github.io (2019).
+Source: A. Agrawal, B. Amos, S. Barratt, S. Boyd, S. Diamond and J. Z. Kolter, *Differentiable Convex
+Optimization Layers*, NeurIPS 2019, arXiv:1910.12430, and the article of the same name on locuslab.github.io
+(2019).
 """
 
 import cvxpy as cp
@@ -38,8 +39,9 @@ project = OptLayer(
 # %%
 # Sixty points and where they went
 # --------------------------------
-# The hidden ellipse has half axes 1.9 and 0.7 and lies askew. Points inside it are their own projections and say little; a
-# point outside lands on the boundary, where the constraint is active, and its projection carries a gradient.
+# The hidden ellipse has half axes 1.9 and 0.7 and lies askew. Points inside it are their own projections
+# and say little; a point outside lands on the boundary, where the constraint is active, and its projection
+# carries a gradient.
 
 turn = torch.tensor(0.6)
 axes = torch.stack([torch.stack([turn.cos(), turn.sin()]), torch.stack([-turn.sin(), turn.cos()])])
@@ -52,9 +54,9 @@ targets = project(points, hidden_A, hidden_b)
 # %%
 # Forty steps of Adam
 # -------------------
-# The first guess is the unit circle. The loss is the mean squared distance between the layer's projections and the given ones.
-# Forty steps are few for Adam's usual averages over ten and a thousand gradients; shorter ones, over three and ten, follow
-# the curved valley of this loss better.
+# The first guess is the unit circle. The loss is the mean squared distance between the layer's projections
+# and the given ones. Forty steps are few for Adam's usual averages over ten and a thousand gradients;
+# shorter ones, over three and ten, follow the curved valley of this loss better.
 
 STEPS = 40
 A, b = torch.eye(2).requires_grad_(), torch.zeros(2).requires_grad_()
@@ -127,10 +129,11 @@ animation = FuncAnimation(moving, frame, frames=range(STEPS), interval=120)
 # %%
 # Checked
 # -------
-# A and QA are the same ellipse for every rotation Q, so what can be compared are :math:`A^\top A` and the centre
-# :math:`-A^{-1} b`. The projections are compared with the secular equation: with :math:`A^\top A = V \operatorname{diag}(p) V^\top` and
-# :math:`y = V^\top(x - c)`, the projection of a point outside is :math:`c + V (y_i / (1 + \lambda p_i))` with the one
-# :math:`\lambda > 0` for which :math:`\sum_i p_i y_i^2 / (1 + \lambda p_i)^2 = 1`, found here by bisection.
+# A and QA are the same ellipse for every rotation Q, so what can be compared are :math:`A^\top A` and the
+# centre :math:`-A^{-1} b`. The projections are compared with the secular equation: with
+# :math:`A^\top A = V \operatorname{diag}(p) V^\top` and :math:`y = V^\top(x - c)`, the projection of a
+# point outside is :math:`c + V (y_i / (1 + \lambda p_i))` with the one :math:`\lambda > 0` for which
+# :math:`\sum_i p_i y_i^2 / (1 + \lambda p_i)^2 = 1`, found here by bisection.
 
 
 def centre(A, b):
