@@ -118,7 +118,7 @@ for step in range(STEPS + 1):
 # One puzzle
 # ----------
 # Every cell shows its four entries as four squares, the darker the larger, and the digit of the largest:
-# black where it was given, blue where it is right, red where it is not.
+# red where it is wrong, else black where it was given and blue where the layer found it.
 
 place = torch.arange(4).reshape(2, 2)
 
