@@ -150,7 +150,7 @@ print("theta:", [round(t, 2) for t in theta.tolist()])
 # On the other crop
 # -----------------
 # PSNR is the error in decibels, more is better. On the right are the learned weights, the mean of the two
-# that meet at a pixel.
+# that meet at a pixel: high on the bright water, which carries more noise, low on the dark trees.
 
 large = flows(20)
 w = weights(theta, *features(noisy_test)).detach()
@@ -198,4 +198,4 @@ before, after = psnr(fixed), psnr(learned)
 print(f"held-out PSNR: {psnr(noisy_test):.1f} noisy, {before:.1f} with one weight, {after:.1f} learned")
 assert off < 1e-4
 assert wrong < 1e-4
-assert after > before + 0.2
+assert after > before + 0.4
