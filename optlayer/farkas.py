@@ -31,14 +31,20 @@ EXACT = 1e-6  # largest part of a ray, or of its multipliers, that may lie outsi
 VISIBLE = 1e-6  # least relative size of λᵀg₀ + νᵀh₀, or of qᵀx
 
 
-def excludes(sample: Instance, ray: Point) -> bool:
-    """Whether the multipliers of a ray prove that one sample has no feasible point."""
+def excludes(sample: Instance, ray: Point, visible: float = VISIBLE) -> bool:
+    """Whether the multipliers of a ray prove that one sample has no feasible point.
+
+    Args:
+        sample: The sample.
+        ray: λ and ν; its x is not looked at.
+        visible: Least relative size of λᵀg₀ + νᵀh₀.
+    """
     at = sample.origin
     lam = at.dual.nearest(ray.lam)
     left_over = at.G.mT(lam) + at.A.mT(ray.nu)
     shares = torch.cat([ray.nu * at.h, lam * at.g], 1)
     gap = shares.sum() - FAR * (left_over.abs() * _lengths(at)).sum()
-    return bool(gap > VISIBLE * shares.abs().sum()) and _within(ray.lam - lam, ray.lam)
+    return bool(gap > visible * shares.abs().sum()) and _within(ray.lam - lam, ray.lam)
 
 
 def recedes(sample: Instance, ray: Point) -> bool:

@@ -1,10 +1,14 @@
-r"""Unbounded quadratic programmes, shown by linear ones: a direction along which f falls for ever,
+r"""Quadratic programmes without a solution, shown by linear ones. A direction along which f falls for ever,
 
     min qᵀd   s.t.   Pd = 0,   Gd <= 0,   Ad = 0,   -1 <= d <= 1,
 
-and a feasible point to set out from. Rows and coordinates are brought to size 1 first, so that no unit
-enters; what solves Pd = 0 up to the rounding of P's own entries solves it. The direction is examined, not
-believed; the point is left for whoever knows the certificate.
+and a feasible point to set out from; or multipliers that leave none (Farkas's lemma), however small the gap,
+
+    max λᵀg₀ + νᵀh₀   s.t.   Gᵀλ + Aᵀν = 0,   λ >= 0,   Σ λ_i + Σ |ν_i| <= 1.
+
+Rows and coordinates are brought to size 1 first, so that no unit enters; what solves Pd = 0 up to the rounding
+of P's own entries solves it. The direction is examined, not believed; the point and the multipliers are left
+for whoever knows how to judge them.
 """
 
 from typing import NamedTuple
@@ -20,6 +24,8 @@ ROUNDS = 8  # of the equilibration
 ROUNDING = 8 * float(np.finfo(np.float64).eps)  # of an entry of P, times n
 EXACT = 1e-9  # largest violation of a row of size 1 that is rounding
 VISIBLE = 1e-6  # least relative size of -qᵀd
+CLOSELY = 1e7  # scale of an objective of which a billionth counts
+DIGITS = 2.0**-40  # of multipliers: rows that are equal contradict each other by ½ and -½ without rounding
 
 
 class _Rows(NamedTuple):
@@ -56,6 +62,24 @@ def feasible(at: Local) -> Array | None:
     G, A = np.split(E[:, None] * np.vstack([G, A]) * D, [len(G)])
     x = _least(np.zeros(n), G, A, b / length)
     return None if x is None else length * D * x
+
+
+def contradiction(at: Local) -> tuple[Array, Array] | None:
+    """λ and ν that leave no feasible point of one sample, as far as a solver can tell."""
+    if at.gradient.shape[1] > LARGEST:
+        return None
+    G, A = (M.dense()[0].numpy() for M in (at.G, at.A))
+    D, E = _equilibrated(np.vstack([G, A]))
+    b, (m, p) = E * np.concatenate([at.g[0].numpy(), at.h[0].numpy()]), (len(G), len(A))
+    rows = (E[:, None] * np.vstack([G, A]) * D).T
+    both = np.hstack([rows, -rows[:, m:]])  # ν is the difference of two parts
+    gain = CLOSELY * np.concatenate([b, -b[m:]]) / (np.abs(b).max(initial=0.0) or 1.0)
+    y = linprog(-gain, np.ones((1, m + 2 * p)), [1.0], both, np.zeros(len(rows)), bounds=(0, None)).x
+    if y is None:
+        return None
+    y = np.concatenate([y[:m], y[m : m + p] - y[m + p :]])
+    y = min(y, np.rint(y / DIGITS) * DIGITS, key=lambda y: np.abs(rows @ y).max(initial=0.0))
+    return E[:m] * y[:m], E[m:] * y[m:]
 
 
 def _rows(at: Local) -> _Rows:

@@ -535,9 +535,10 @@ BARELY = {
 def test_infeasible_by_next_to_nothing(build, gap):
     """An error by name, or an answer that passes the certificate; never a NaN that was not announced."""
     layer, data = build(gap)
+    proven = gap > 1e-6 or build in (crossed_box, contrary_equations)  # affine rows, by however little
     try:
         solution = layer.solve(*data)
-    except (InfeasibleError, InaccurateError) as error:
+    except InfeasibleError if proven else (InfeasibleError, InaccurateError) as error:
         assert error.indices == (1,)  # noqa: PT017
     else:
         assert solution.residuals.worst.max() <= 1e-8
