@@ -1,11 +1,27 @@
-"""What a derivative is where the argmin has none: three answers on three small problems.
+r"""Where the argmin has no derivative
+==================================
 
-    exact          min (z - x)², z >= 0      at its kink: a tie counts as inactive, 1, and a flag
-    minimum norm   min (z₁ + z₂ - x)²        a line of minimizers: the shortest derivative, (½, ½), and a flag
-    smoothed       min xz, |z| <= 1          a vertex that jumps: the slope of the central path
+Three reasons why there is none, three answers, three small problems.
 
-The smoothed derivative is that of the minimizer of xz - μ log(1 - z) - μ log(1 + z), which is a root of
-xz² - 2μz - x, so that it can be compared.
+.. list-table::
+   :header-rows: 1
+
+   * - answer
+     - problem
+     - why
+   * - exact
+     - :math:`\min\, (z - x)^2,\; z \ge 0`
+     - a kink: a tie counts as inactive, 1, and a flag
+   * - minimum norm
+     - :math:`\min\, (z_1 + z_2 - x)^2`
+     - a line of minimizers: the shortest derivative, (½, ½), and a flag
+   * - smoothed
+     - :math:`\min\, xz,\; |z| \le 1`
+     - a vertex that jumps: the slope of the central path
+
+The smoothed derivative is that of the minimizer of
+:math:`xz - \mu \log(1 - z) - \mu \log(1 + z)`, which is a root of :math:`xz^2 - 2\mu z - x`: something to
+compare with. :doc:`/degenerate` says more.
 """
 
 from pathlib import Path
@@ -20,6 +36,11 @@ from optlayer import OptLayer
 
 SMOOTHINGS = (0.03, 0.1, 0.3)
 ON_THE_LINE = 0.8  # x of the problem whose minimizers are a line
+
+
+# %%
+# Three problems
+# --------------
 
 
 def relu() -> OptLayer:
@@ -38,6 +59,13 @@ def sign(smoothing: float | None = None) -> OptLayer:
     return OptLayer([z], [x], lambda z, x: x * z, sides, smoothing=smoothing, nonunique="ignore")
 
 
+# %%
+# Their slopes
+# ------------
+#
+# By autograd; and for the vertex the root of the quadratic equation, written out.
+
+
 def slopes(layer: OptLayer, x: Tensor) -> Tensor:
     """dz/dx, sample by sample."""
     x = x.clone().requires_grad_()
@@ -51,7 +79,9 @@ def central_path(x: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     return z, -(1 - z**2) / (2 * (mu - x * z))
 
 
-# ---------------------------------------------------------------------------- drawing
+# %%
+# The figure
+# ----------
 
 
 def figure(x: Tensor, file: Path) -> None:
@@ -96,6 +126,11 @@ def draw_vertex(axis: plt.Axes, x: Tensor) -> None:
         axis.plot(x, -slopes(sign(mu), x), color=color, label=f"smoothing={mu:g}")
     axis.set(title="smoothed: $-dz^*/dx$", xlabel="x", ylim=(-0.3, 8))
     axis.legend(loc="upper right", fontsize="small", handlelength=1)
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

@@ -1,10 +1,15 @@
-"""Handwritten digits, classified by a network whose last layer is a convex problem.
+r"""Digits, and which classes they might be
+=======================================
 
-    sparsemax(x) = argmin_z  ½|z - x|²   :   Σ z_i = 1,  z >= 0
+Handwritten digits, classified by a network whose last layer is a convex problem:
 
-Where softmax gives every class some probability, sparsemax gives most of them none: the network says which
-digits it is still hesitating between. Trained end to end through the argmin, on the 1797 digits that
-ship with scikit-learn.
+.. math::
+   \mathrm{sparsemax}(x) = \operatorname*{argmin}_z\; \tfrac12 |z - x|^2 \;:\;
+   \textstyle\sum_i z_i = 1,\; z \ge 0
+
+(Martins & Astudillo, ICML 2016). Where softmax gives every class some probability, sparsemax gives most of
+them none: the network says which digits it is still hesitating between. Trained end to end through the
+argmin, on the 1797 digits that ship with scikit-learn.
 """
 
 import time
@@ -27,6 +32,14 @@ from optlayer import OptLayer
 
 CLASSES, EPOCHS, BATCH = 10, 12, 64
 ZERO = 1e-9  # a share below this is rounding error around an exact zero
+
+
+# %%
+# The data and the network
+# ------------------------
+#
+# A layer without weights at the end of two linear layers; the loss is the squared distance between the
+# shares and the label.
 
 
 class Data(NamedTuple):
@@ -90,7 +103,9 @@ def train(data: Data, test: Data) -> Run:
     return Run(network, losses, accuracies, time.perf_counter() - start)
 
 
-# ---------------------------------------------------------------------------- drawing
+# %%
+# The figure
+# ----------
 
 
 def figure(run: Run, test: Data, shares: Tensor, path: Path) -> None:
@@ -147,6 +162,11 @@ def draw_shares(axis: Axes, share: Tensor, label: int) -> None:
     axis.tick_params(length=0, labelsize=8, pad=1)
     axis.spines["left"].set_visible(False)
     axis.spines["bottom"].set_color(FAINT)
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

@@ -1,11 +1,15 @@
-"""How much does one point move the mean? The influence of every data point on a robust mean.
+r"""The influence of a point on a robust mean
+=========================================
 
-    u(x, δ) = argmin_u  Σ ρ(u - x_i),      ρ(r) = δ² (√(1 + (r/δ)²) - 1)        (pseudo-Huber)
+.. math::
+   u(x, \delta) = \operatorname*{argmin}_u\; \sum_i \rho(u - x_i), \qquad
+   \rho(r) = \delta^2 \left( \sqrt{1 + (r/\delta)^2} - 1 \right)
 
-There is no closed form for u, but it solves one equation, Σ ρ'(u - x_i) = 0, and that is enough for
-`optlayer.implicit`: its derivative ∂u/∂x_i is the influence of point i. The ordinary mean, δ = ∞, gives
-every point the same; a robust one gives the far points almost none. Finite differences and the formula of
-the textbook, ρ''(u - x_i) / Σ ρ''(u - x_j), check it.
+(pseudo-Huber). There is no closed form for u, but it solves one equation, :math:`\sum_i \rho'(u - x_i) = 0`,
+and that is enough for `optlayer.implicit`: its derivative :math:`\partial u/\partial x_i` is the influence
+of point i. The ordinary mean, :math:`\delta = \infty`, gives every point the same; a robust one gives the far
+points almost none. Finite differences and the formula of the textbook,
+:math:`\rho''(u - x_i) / \sum_j \rho''(u - x_j)`, check it.
 """
 
 from pathlib import Path
@@ -23,6 +27,14 @@ DELTAS = torch.tensor([0.5, 2.0], dtype=torch.float64)
 COLORS = BLUE, GREEN
 
 
+# %%
+# One equation
+# ------------
+#
+# The root is found by reweighting, any method would do; `implicit` then gives it the derivatives of the
+# equation that it solves.
+
+
 def residual(u: Tensor, x: Tensor, delta: Tensor) -> Tensor:
     """Σ ρ'(u - x_i)"""
     r = u - x
@@ -37,6 +49,11 @@ def robust_mean(x: Tensor, delta: Tensor) -> Tensor:
         weights = (1 + ((u - points) / width) ** 2).rsqrt()
         u = (weights * points).sum() / weights.sum()
     return implicit(residual, u, x, delta)
+
+
+# %%
+# The data, and two ways to check
+# -------------------------------
 
 
 def random_data(seed: int = 0) -> Tensor:
@@ -59,6 +76,11 @@ def errors(x: Tensor, delta: Tensor, step: float = 1e-5) -> tuple[float, float]:
     ahead, behind = (vmap(robust_mean, (0, None))(x + sign * shifts, delta) for sign in (1, -1))
     others = textbook(x, robust_mean(x, delta), x, delta), (ahead - behind) / (2 * step)
     return tuple((influence - other).abs().max().item() for other in others)
+
+
+# %%
+# The figure
+# ----------
 
 
 def draw_influence(axis: Axes, x: Tensor) -> None:
@@ -91,6 +113,11 @@ def draw_journey(axis: Axes, x: Tensor) -> None:
     axis.set(xticks=[-5, 0, 5, 10], yticks=[-0.5, 0, 0.5, 1], ylim=(-0.65, 1.1))
     axis.set_title("one point travels, the others stay")
     axis.plot(x[:-1], torch.full_like(x[:-1], -0.6), "|", color=MUTED, markersize=7)
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

@@ -1,9 +1,11 @@
-"""A convex function learned from the choices it explains: its weights learn through the argmin.
+r"""An input-convex network inside the argmin
+=========================================
 
-Somebody chooses z in the unit disc so as to minimize cost(z) - xᵀz. We see prices x and choices z, never the
-cost. An input-convex network (Amos, Xu & Kolter 2017) stands in for it:
+Somebody chooses z in the unit disc so as to minimize :math:`\mathrm{cost}(z) - x^\top z`. We see prices x
+and choices z, never the cost. An input-convex network (Amos, Xu & Kolter, ICML 2017) stands in for it:
 
-    z*(x) = argmin_z { network(z) - xᵀz : |z|² <= 1 }
+.. math::
+   z^\star(x) = \operatorname*{argmin}_z\; \{\, \mathrm{network}(z) - x^\top z \;:\; |z|^2 \le 1 \,\}
 
 The layer takes the network as it is, an `nn.Module` written in torch; its weights are parameters of the
 layer, and Adam lowers the distance between choices predicted and choices seen. What is learned is the cost
@@ -22,6 +24,13 @@ from _style import BLUE, FAINT, FIGURES, GOLD, INK, MUTED, RED, save
 from optlayer import OptLayer
 
 SEEN, HELD_OUT, STEPS = 60, 200, 150
+
+
+# %%
+# The network
+# -----------
+#
+# Convex in z because the weights between layers are positive; written in torch alone.
 
 
 class InputConvex(torch.nn.Module):
@@ -67,6 +76,13 @@ class Truth(torch.nn.Module):
         return torch.logsumexp(self.slopes @ z + self.offsets, 0) + 0.1 * (z @ z)
 
 
+# %%
+# The layer
+# ---------
+#
+# The module is the objective. Its weights become parameters of the layer, so that an optimizer moves them.
+
+
 def chooser(cost: torch.nn.Module) -> OptLayer:
     """Prices to choices."""
     z, x = cp.Variable(2), cp.Parameter(2)
@@ -91,6 +107,11 @@ def error(layer: OptLayer, prices: Tensor, choices: Tensor) -> float:
     """Mean distance between choices predicted and true."""
     with torch.no_grad():
         return (layer(prices) - choices).norm(dim=1).mean().item()
+
+
+# %%
+# The run
+# -------
 
 
 def main(folder: Path = FIGURES) -> dict[str, float]:
@@ -125,7 +146,9 @@ def slope_error(truth: OptLayer, learned: OptLayer) -> float:
     return wrong
 
 
-# ------------------------------------------------------------------------------------------ the figure
+# %%
+# The figure
+# ----------
 
 
 def grid(cost: torch.nn.Module, points: int = 61) -> tuple[Tensor, Tensor, Tensor]:

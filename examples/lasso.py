@@ -1,12 +1,16 @@
-"""A lasso that learns how much to regularise.
+r"""A lasso that learns how much to regularise
+==========================================
 
-    w*(λ) = argmin_w  |Xw - y|²/2n + λ|w|₁
+.. math::
+   w^\star(\lambda) = \operatorname*{argmin}_w\; \frac{|Xw - y|^2}{2n} + \lambda |w|_1
 
-is fitted to 60 training samples of 40 features, of which 6 matter. λ = exp(θ) is then learned: Adam on θ
-descends the loss of w*(λ) on validation samples, through the argmin. The gradient needs no grid: with S
-the support of w*,
+is fitted to 60 training samples of 40 features, of which 6 matter. :math:`\lambda = \exp \theta` is then
+learned: Adam on θ descends the loss of :math:`w^\star(\lambda)` on validation samples, through the argmin.
+The gradient needs no grid: with S the support of :math:`w^\star`,
 
-    dw*_S/dλ = -n (X_Sᵀ X_S)⁻¹ sign(w*_S)        and zero outside S,
+.. math::
+   \frac{dw^\star_S}{d\lambda} = -n\, (X_S^\top X_S)^{-1} \operatorname{sign}(w^\star_S)
+   \qquad\text{and zero outside } S,
 
 which the layer's is compared with. The grid is there for the picture, and to see that the learner, from
 either side, stops where the grid is lowest.
@@ -31,6 +35,13 @@ TRUTH = (3.0, -2.0, 1.5, -1.0, 0.7, 0.4)  # the coefficients that are not zero
 NOISE = 1.5
 STARTS = (0.004, 1.5)  # two learners, from below and from above
 ZERO = 1e-9
+
+
+# %%
+# Data and layer
+# --------------
+#
+# The training samples are constants of the layer; λ is its only parameter.
 
 
 class Data(NamedTuple):
@@ -61,6 +72,13 @@ def declare(data: Data) -> OptLayer:
     w, strength = cp.Variable(FEATURES), cp.Parameter(nonneg=True)
     fit = cp.sum_squares(data.X.numpy() @ w - data.y.numpy()) / (2 * SAMPLES)
     return OptLayer.from_problem(cp.Problem(cp.Minimize(fit + strength * cp.norm1(w))))
+
+
+# %%
+# The learner
+# -----------
+#
+# Adam on θ = log λ, and the derivative in closed form to compare with.
 
 
 def loss_of(w: Tensor, data: Data) -> Tensor:
@@ -94,7 +112,9 @@ def closed_form(w: Tensor, X: Tensor) -> Tensor:
     return slope
 
 
-# ---------------------------------------------------------------------------- drawing
+# %%
+# The figure
+# ----------
 
 
 def figure(grid: Tensor, w: Tensor, losses: Tensor, path: Descent, learned: Tensor, file: Path) -> None:
@@ -133,6 +153,11 @@ def draw_learned(axis: Axes, w: Tensor) -> None:
     axis.plot(places, w[order], "o", color=BLUE, markersize=4, label="learned")
     axis.set(title="coefficients at the learned $\\lambda$", xlabel="feature, largest first")
     axis.legend(loc="upper right")
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

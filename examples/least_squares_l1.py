@@ -1,11 +1,20 @@
-"""Least absolute deviations with nonnegative coefficients: the first example of the cvxpylayers tutorial.
+r"""Least absolute deviations, and what a constraint costs
+======================================================
 
-    x*(A, b) = argmin_x  ½|Ax - b|₁   :   x >= 0
+The first example of the cvxpylayers tutorial, with nonnegative coefficients:
+
+.. math::
+   x^\star(A, b) = \operatorname*{argmin}_x\; \tfrac12 |Ax - b|_1 \;:\; x \ge 0
 
 Its optimal value v is differentiated along with x, and its multipliers say what the constraint costs.
-With the floor raised to t, x >= t, the substitution x = t + u gives the same problem at b - At, so that
+With the floor raised to t, :math:`x \ge t`, the substitution :math:`x = t + u` gives the same problem at
+:math:`b - At`, so that
 
-    λ = dv/dt = -Aᵀ ∂v/∂b         and         ∂v/∂b = -½ sign(Ax - b)  wherever a row does not vanish:
+.. math::
+   \lambda = \frac{dv}{dt} = -A^\top \frac{\partial v}{\partial b}
+   \qquad\text{and}\qquad
+   \frac{\partial v}{\partial b} = -\tfrac12 \operatorname{sign}(Ax - b)
+   \;\text{ wherever a row does not vanish:}
 
 three ways to the same numbers, the third being finite differences of v. All are exact here, because v is
 piecewise linear in b.
@@ -26,6 +35,13 @@ ROWS, COLUMNS = 3, 2
 WINDOW = (-0.3, 1.5)
 
 
+# %%
+# The layer
+# ---------
+#
+# Made from a finished `cp.Problem`; its constraint is kept, so that its multiplier can be asked for.
+
+
 def declare() -> tuple[OptLayer, cp.Constraint]:
     """The layer, and the constraint whose multiplier is asked for."""
     x = cp.Variable(COLUMNS, name="x")
@@ -42,6 +58,11 @@ def random_data(seed: int = 0) -> tuple[Tensor, Tensor]:
     return A.requires_grad_(), b.requires_grad_()
 
 
+# %%
+# Two ways to the multiplier
+# --------------------------
+
+
 def value_above(layer: OptLayer, A: Tensor, b: Tensor, floors: Tensor) -> Tensor:
     """v with x >= t, for every t of a batch (*batch, 2)"""
     return layer.solve(A, b - floors @ A.T).value
@@ -55,7 +76,9 @@ def finite_differences(layer: OptLayer, A: Tensor, b: Tensor, step: float = 1e-5
     return (ahead - behind) / (2 * step)
 
 
-# ---------------------------------------------------------------------------- drawing
+# %%
+# The figure
+# ----------
 
 
 def draw_plane(axis: Axes, A: Tensor, b: Tensor, x: Tensor) -> None:
@@ -106,6 +129,11 @@ def figure(layer: OptLayer, A: Tensor, b: Tensor, x: Tensor, dual: Tensor, path:
 
 def shown(values: Tensor) -> str:
     return " ".join(f"{value:8.4f}" for value in values)
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

@@ -1,15 +1,20 @@
-"""Maximum cut, relaxed: which edges the best cut depends on.
+r"""Maximum cut, and the edges it depends on
+========================================
 
-    v(w) = max_X  ½ Σ_e w_e (1 - X_e)   :   diag X = 1,  X ⪰ 0         (= ¼⟨L(w), X⟩, L the Laplacian)
+.. math::
+   v(w) = \max_X\; \tfrac12 \sum_e w_e (1 - X_e) \;:\; \operatorname{diag} X = 1,\; X \succeq 0
 
-is the semidefinite relaxation of Goemans and Williamson (1995); X_e is the entry of X at the two ends of
-the edge e. X = VᵀV has unit vectors as its columns, one for each vertex, and a random hyperplane that
-separates them cuts the graph: on average at least 0.878 v, hence at least 0.878 of the maximum.
-By the envelope theorem
+is the semidefinite relaxation of Goemans and Williamson (Journal of the ACM 42, 1995,
+doi:10.1145/227683.227684); :math:`X_e` is the entry of X at the two ends of the edge e.
+:math:`X = V^\top V` has unit vectors as its columns, one for each vertex, and a random hyperplane that
+separates them cuts the graph: on average at least 0.878 v, hence at least 0.878 of the maximum. By the
+envelope theorem
 
-    ∂v/∂w_e = ½ (1 - X_e)        in [0, 1]: 1 for an edge to be cut, 0 for one to be kept,
+.. math::
+   \frac{\partial v}{\partial w_e} = \tfrac12 (1 - X_e) \in [0, 1],
 
-and the second derivative of v is -½ ∂X_e/∂w_f: the derivative of the argmin itself. In this graph X has rank
+1 for an edge to be cut, 0 for one to be kept, and the second derivative of v is
+:math:`-\tfrac12\, \partial X_e/\partial w_f`: the derivative of the argmin itself. In this graph X has rank
 two, so that its vectors can be drawn.
 """
 
@@ -32,6 +37,13 @@ from optlayer import OptLayer
 
 VERTICES, HYPERPLANES, ALPHA = 16, 1000, 0.87856
 SENSITIVITY = LinearSegmentedColormap.from_list("sensitivity", ["#d5dae1", GOLD, RED])
+
+
+# %%
+# The graph and its relaxation
+# ----------------------------
+#
+# Points in the plane and their neighbours; the layer's parameter is the weight of each edge.
 
 
 class Graph(NamedTuple):
@@ -69,6 +81,13 @@ def declare(edges: np.ndarray) -> OptLayer:
     return OptLayer.from_problem(cp.Problem(cp.Maximize(cut), [cp.diag(X) == 1, X >> 0]))
 
 
+# %%
+# From the relaxation to a cut
+# ----------------------------
+#
+# Random hyperplanes through the vectors of X; and, the graph being small, all cuts.
+
+
 def rounded(graph: Graph, X: Tensor) -> Cut:
     """V of full row rank with X = VᵀV, and what random hyperplanes make of it"""
     values, directions = torch.linalg.eigh(X)
@@ -101,7 +120,9 @@ def finite_differences(layer: OptLayer, graph: Graph, step: float = 1e-5) -> tup
     return (ahead.value - behind.value) / (2 * step), entries / (2 * step)
 
 
-# ---------------------------------------------------------------------------- drawing
+# %%
+# The figure
+# ----------
 
 
 def draw_graph(axis: Axes, graph: Graph, sensitivity: Tensor, side: Tensor) -> None:
@@ -152,6 +173,11 @@ def figure(graph: Graph, cut: Cut, gradient: Tensor, numbers: dict[str, float], 
     draw_vectors(axes[1], cut.vectors, cut.normals[best], cut.sides[best])
     draw_cuts(axes[2], cut.values, numbers)
     save(canvas, path)
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

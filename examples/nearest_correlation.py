@@ -1,16 +1,22 @@
-"""The nearest correlation matrix, of wines most of whose measurements are lost.
+r"""The nearest correlation matrix
+==============================
 
-    X*(C, W) = argmin_X  ½|W ∘ (X - C)|²   :   diag X = 1,  X ⪰ 0
+Wines, most of whose measurements are lost, and
 
-(Higham 2002). Of 178 wines and 13 constituents, seven tenths of all entries are struck out, and each
-correlation is estimated from the wines where both are left. This C is no correlation matrix: some
-combinations of constituents have negative variance. X is the nearest matrix where none has; with W_ij the
-root of the number of wines behind C_ij, what has been estimated well is moved less. A projection onto a
-convex set comes nearer to every point of the set: X to the true correlations, too, in the norm with these
-weights.
+.. math::
+   X^\star(C, W) = \operatorname*{argmin}_X\; \tfrac12 |W \circ (X - C)|^2 \;:\;
+   \operatorname{diag} X = 1,\; X \succeq 0
 
-The variance of the mean of all constituents, uᵀXu, is then differentiated with respect to what was measured:
-through the projection, the correlations and the missing data, down to a single measurement of a single wine.
+(Higham, IMA Journal of Numerical Analysis 22, 2002, doi:10.1093/imanum/22.3.329). Of 178 wines and 13
+constituents, seven tenths of all entries are struck out, and each correlation is estimated from the wines
+where both are left. This C is no correlation matrix: some combinations of constituents have negative
+variance. X is the nearest matrix where none has; with :math:`W_{ij}` the root of the number of wines behind
+:math:`C_{ij}`, what has been estimated well is moved less. A projection onto a convex set comes nearer to
+every point of the set: X to the true correlations, too, in the norm with these weights.
+
+The variance of the mean of all constituents, :math:`u^\top X u`, is then differentiated with respect to what
+was measured: through the projection, the correlations and the missing data, down to a single measurement of
+a single wine.
 """
 
 from pathlib import Path
@@ -27,6 +33,13 @@ from _style import BLUE, FIGURES, INK, MUTED, RED, save
 from optlayer import OptLayer
 
 LOST, DIRECTIONS = 0.7, 8
+
+
+# %%
+# The data and the layer
+# ----------------------
+#
+# What is lost is struck out at random; the projection is weighted by what is left.
 
 
 class Wines(NamedTuple):
@@ -75,7 +88,11 @@ def mean_variance(X: Tensor) -> Tensor:
     return X.mean((-2, -1))
 
 
-# ---------------------------------------------------------------------------- checking
+# %%
+# Which measurement matters
+# -------------------------
+#
+# The gradient of the variance of the mean, back to single measurements; beside it finite differences.
 
 
 def influence(layer: OptLayer, wines: Wines) -> tuple[Tensor, float]:
@@ -94,7 +111,9 @@ def influence(layer: OptLayer, wines: Wines) -> tuple[Tensor, float]:
     return gradient, (difference - (along * gradient).sum((1, 2))).abs().max().item()
 
 
-# ---------------------------------------------------------------------------- drawing
+# %%
+# The figure
+# ----------
 
 
 def draw_matrix(axis: Axes, matrix: Tensor, title: str) -> None:
@@ -119,6 +138,11 @@ def figure(matrices: dict[str, Tensor], path: Path) -> None:
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
     save(canvas, path)
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

@@ -1,9 +1,17 @@
-"""Four nonlinearities of deep learning, written as what they are: solutions of convex problems.
+r"""Four nonlinearities as convex problems
+======================================
 
-    sigmoid     argmin  -xz - H(z) - H(1 - z)                       H(z) = -z log z
-    softmax     argmin  -xᵀz - Σ H(z_i)     :  Σ z_i = 1
-    sparsemax   argmin  ½|z - x|²           :  Σ z_i = 1,  z >= 0
-    ReLU        argmin  ½(z - x)²           :  z >= 0
+Sigmoid, softmax, sparsemax and ReLU, written as what they are: solutions of convex problems.
+
+.. math::
+   \begin{aligned}
+   \text{sigmoid}   &: \;\operatorname*{argmin}_z\; -xz - H(z) - H(1 - z), \qquad H(z) = -z \log z \\
+   \text{softmax}   &: \;\operatorname*{argmin}_z\; -x^\top z - \textstyle\sum_i H(z_i)
+                        \;:\; \textstyle\sum_i z_i = 1 \\
+   \text{sparsemax} &: \;\operatorname*{argmin}_z\; \tfrac12 |z - x|^2
+                        \;:\; \textstyle\sum_i z_i = 1,\; z \ge 0 \\
+   \text{ReLU}      &: \;\operatorname*{argmin}_z\; \tfrac12 (z - x)^2 \;:\; z \ge 0
+   \end{aligned}
 
 Each is compared with its closed form, value and gradient, also where floating point is unkind:
 sigmoid out to ±20, softmax at logits of size 50.
@@ -24,6 +32,14 @@ from _style import BLUE, FIGURES, GOLD, GREEN, INK, MUTED, RED, VIOLET, save
 from optlayer import OptLayer
 
 N = 5  # entries of the vectors
+
+
+# %%
+# The four problems
+# -----------------
+#
+# Each is a layer, its closed form, and the inputs on which the two are compared. An objective is a lambda of
+# the variable and the parameter, a constraint one that is at most, or equal to, zero.
 
 
 class Nonlinearity(NamedTuple):
@@ -98,6 +114,13 @@ def declare() -> list[Nonlinearity]:
     ]
 
 
+# %%
+# The comparison
+# --------------
+#
+# Value and gradient, of the layer and of the closed form, at the same inputs.
+
+
 def with_gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """f(x), and the gradient of a fixed random combination of its entries."""
     x = x.clone().requires_grad_()
@@ -112,6 +135,11 @@ def errors(of: Nonlinearity, x: Tensor) -> tuple[Tensor, Tensor]:
     pairs = zip(with_gradient(of.layer, x), with_gradient(of.closed_form, x))
     value, gradient = ((ours - exact).abs().reshape(len(x), -1).amax(1) for ours, exact in pairs)
     return value, gradient
+
+
+# %%
+# The figure
+# ----------
 
 
 def draw(of: Nonlinearity, above: Axes, below: Axes) -> None:
@@ -144,6 +172,11 @@ def figure(problems: list[Nonlinearity], path: Path) -> None:
         textcoords="offset points", ha="right", color=INK, fontsize=7,
     )  # fmt: skip
     save(canvas, path)
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

@@ -1,9 +1,11 @@
-"""Learn a polytope from projections onto it.
+r"""A polytope learned from projections onto it
+===========================================
 
-    project(x; G, h) = argmin_z  ½|z - x|²   :   Gz <= h
+.. math::
+   \mathrm{project}(x;\, G, h) = \operatorname*{argmin}_z\; \tfrac12 |z - x|^2 \;:\; Gz \le h
 
-A hidden polytope { z : Gz <= h } in the plane, of 20 faces, has been used to project 100 points. Given
-the points and their projections, and nothing else, find G and h: 40 steps of Adam through the layer.
+A hidden polytope in the plane, of 20 faces, has been used to project 100 points. Given the points and
+their projections, and nothing else, find G and h: 40 steps of Adam through the layer.
 """
 
 from pathlib import Path
@@ -24,6 +26,14 @@ from optlayer import OptLayer
 
 POINTS, FACES, STEPS = 100, 20, 40
 WINDOW = 2.7  # half the side of the drawn square
+
+
+# %%
+# The layer
+# ---------
+#
+# One variable, three parameters: the point that is projected, and the polytope. All three are
+# differentiable; G and h are what is learned.
 
 
 class Polytope(NamedTuple):
@@ -50,6 +60,13 @@ def declare() -> OptLayer:
         objective=lambda z, x, G, h: cp.sum_squares(z - x) / 2,
         inequalities=[lambda z, x, G, h: G @ z - h],
     )
+
+
+# %%
+# The fit
+# -------
+#
+# An ordinary training loop; the layer is a module like any other in it.
 
 
 def hidden_polytope() -> Polytope:
@@ -91,7 +108,9 @@ def fit(seed: int = 5) -> Fit:
     return Fit(points, project(points, *hidden), hidden, learned, projections, losses, held_out)
 
 
-# ---------------------------------------------------------------------------- drawing
+# %%
+# The figures
+# -----------
 
 
 def depth(polytope: Polytope, side: np.ndarray) -> np.ndarray:
@@ -152,6 +171,11 @@ def animation(fit: Fit, path: Path) -> None:
     times = [600] + [100] * (STEPS - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
     print(f"figure: {shown(path)}")
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

@@ -1,10 +1,15 @@
-"""The tutorial's quadratic programme, all of its data random and all of it differentiable.
+r"""A quadratic programme and its Jacobian
+======================================
 
-    z*(L, q, G, h, A, b) = argmin_z  ½|Lz|² + qᵀz   :   Gz <= h,   Az = b
+The tutorial's quadratic programme, all of its data random and all of it differentiable:
+
+.. math::
+   z^\star(L, q, G, h, A, b) = \operatorname*{argmin}_z\; \tfrac12 |Lz|^2 + q^\top z
+   \;:\; Gz \le h,\; Az = b
 
 The layer gives z and the multipliers λ, ν. Their Jacobian with respect to everything is drawn: inactive
 constraints are blank rows and columns, and with respect to (q, -h, -b) it is a symmetric matrix, because
-one symmetric system (docs/derivation.md, section 4) is behind every derivative.
+one symmetric system (:doc:`/derivation`, section 4) is behind every derivative.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,6 +37,13 @@ SHAPES = {
 }
 
 
+# %%
+# The layer
+# ---------
+#
+# Six parameters, one variable; `solve` returns the multipliers too.
+
+
 def declare() -> OptLayer:
     return OptLayer(
         [cp.Variable(N, name="z")],
@@ -46,6 +58,13 @@ def random_data(seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)
     return {name: draw(shape) for name, shape in SHAPES.items()}
+
+
+# %%
+# The Jacobian
+# ------------
+#
+# `torch.func` differentiates z, λ and ν with respect to all six.
 
 
 def jacobian(layer: OptLayer, data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -68,6 +87,11 @@ def finite_difference_error(
         ahead, behind = (layer(**(data | {name: theta + s})) for s in (shifts, -shifts))
         worst = max(worst, ((ahead - behind).mT / (2 * step) - J[name][:N]).abs().max().item())
     return worst
+
+
+# %%
+# The figure
+# ----------
 
 
 def draw(J: dict[str, Tensor], path: Path) -> None:
@@ -109,6 +133,11 @@ def separate(line: Callable[..., object], sizes: Sequence[int], color: str) -> N
     """Thin lines between blocks of these sizes."""
     for end in list(accumulate(sizes))[:-1]:
         line(end - 0.5, color=color, linewidth=0.5)
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

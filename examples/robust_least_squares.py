@@ -1,17 +1,28 @@
-"""Robust least squares: equations known only up to an ellipsoid.
+r"""Robust least squares, at the apex of two norms
+==============================================
 
-    v(A, b, d) = min_x max_Δ |(A + Δ)x - b|      over  Δ = E diag(d),  |E| <= 1  (Frobenius)
-               = min_x |Ax - b| + |d ∘ x|
+Equations known only up to an ellipsoid:
 
-(El Ghaoui & Lebret 1997). Two norms, neither of them squared, so that the solution may sit at the apex
-of either. For a square A and d = (ρ, ..., ρ) there are three regimes,
+.. math::
+   \begin{aligned}
+   v(A, b, d) &= \min_x \max_\Delta\; |(A + \Delta)x - b| \quad\text{over}\quad
+                 \Delta = E \operatorname{diag}(d),\; |E| \le 1 \\
+              &= \min_x\; |Ax - b| + |d \circ x|
+   \end{aligned}
 
-    ρ < |A⁻¹b| / |(AAᵀ)⁻¹b|     the equations are met: apex of the first norm
-    between                     neither apex
-    ρ > |Aᵀb| / |b|             x = 0, the data are too poor to say anything: apex of the second
+(El Ghaoui & Lebret, SIAM Journal on Matrix Analysis and Applications 18, 1997,
+doi:10.1137/S0895479896298130). Two norms, neither of them squared, so that the solution may sit at the apex
+of either. For a square A and :math:`d = (\rho, \dots, \rho)` there are three regimes,
 
-and one batch holds all of them. The worst case is attained by E = rzᵀ/|r||z| with r = Ax - b, z = d ∘ x, and
-by the envelope theorem ∂v/∂ρ = |x|, apex or not.
+.. math::
+   \begin{aligned}
+   \rho &< |A^{-1}b| \,/\, |(AA^\top)^{-1}b| &&\text{the equations are met: apex of the first norm} \\
+   \rho &> |A^\top b| \,/\, |b| &&\text{x = 0, the data are too poor to say anything: apex of the second}
+   \end{aligned}
+
+and neither apex between them; one batch holds all of them. The worst case is attained by
+:math:`E = rz^\top/|r||z|` with :math:`r = Ax - b,\; z = d \circ x`, and by the envelope theorem
+:math:`\partial v/\partial\rho = |x|`, apex or not.
 
 Last, d is learned. A matrix has been measured often, some of its columns more exactly than others. One d, for
 thirty-two right-hand sides (four of which stay at the apex), is fitted through the argmin so that the x found
@@ -35,6 +46,13 @@ ROWS, COLUMNS, SIDES, SILENT, STEPS = 20, 6, 32, 4, 30
 APEX = 1e-9
 
 
+# %%
+# The layer
+# ---------
+#
+# Two norms, neither squared: a second-order cone programme.
+
+
 class Measured(NamedTuple):
     A: Tensor  # the mean
     b: Tensor  # the right-hand sides, one a row
@@ -47,6 +65,11 @@ def declare(rows: int, columns: int) -> OptLayer:
     A, b = cp.Parameter((rows, columns), name="A"), cp.Parameter(rows, name="b")
     worst_case = cp.norm2(A @ x - b) + cp.norm2(cp.multiply(d, x))
     return OptLayer.from_problem(cp.Problem(cp.Minimize(worst_case)), parameters=[A, b, d])
+
+
+# %%
+# Three regimes in one batch
+# --------------------------
 
 
 class Regimes(NamedTuple):
@@ -80,7 +103,9 @@ def attained(of: Regimes) -> Tensor:
     return (r + (of.rho[:, None, None] * E @ of.x[:, :, None])[..., 0]).norm(dim=1)
 
 
-# ---------------------------------------------------------------------------- learning
+# %%
+# Learning the ellipsoid
+# ----------------------
 
 
 def scatter() -> Tensor:
@@ -120,7 +145,9 @@ def learn(layer: OptLayer, data: Measured) -> tuple[Tensor, list[float]]:
     return theta.detach().exp(), losses
 
 
-# ---------------------------------------------------------------------------- drawing
+# %%
+# The figure
+# ----------
 
 
 def draw_regimes(axis: Axes, of: Regimes) -> None:
@@ -156,6 +183,11 @@ def draw_ellipsoid(axis: Axes, d: Tensor) -> None:
     axis.set(title="axes of the ellipsoid", xlabel="scatter of the column", ylabel="$d$")
     axis.set(xlim=(0, 1), ylim=(0, None))
     axis.legend(loc="upper left")
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

@@ -1,17 +1,24 @@
-"""Learn to predict costs by the paths they lead to: a linear programme whose derivative is zero.
+r"""Costs learned by the paths they lead to
+=======================================
 
-    z*(c) = argmin_z { cᵀz : Nz = b, z >= 0 }        the shortest path through a grid, N its nodes and arcs
+A linear programme, whose derivative is zero:
 
-Costs depend on features in a way that a linear model ĉ = Wx + w cannot express. Fitted by least squares it
-spends itself on costs that no path cares about. What matters is the true length of the path that ĉ leads to,
+.. math::
+   z^\star(c) = \operatorname*{argmin}_z\; \{\, c^\top z \;:\; Nz = b,\; z \ge 0 \,\}
 
-    loss(W, w) = cᵀz*(Wx + w),
+the shortest path through a grid, N its nodes and arcs. Costs depend on features in a way that a linear model
+:math:`\hat c = Wx + w` cannot express. Fitted by least squares it spends itself on costs that no path cares
+about. What matters is the true length of the path that :math:`\hat c` leads to,
 
-but z* is a vertex: it jumps, and its derivative is 0 almost everywhere. Training by the exact derivative
-stays where it starts. With `smoothing=mu` the layer returns the same vertex, and the derivative of the point
-on the central path beside it.
+.. math::
+   \mathrm{loss}(W, w) = c^\top z^\star(Wx + w),
 
-The costs are those of Elmachtoub & Grigas, Smart "predict, then optimize", Management Science 68 (2022).
+but :math:`z^\star` is a vertex: it jumps, and its derivative is 0 almost everywhere. Training by the exact
+derivative stays where it starts. With `smoothing=mu` the layer returns the same vertex, and the derivative of
+the point on the central path beside it (:doc:`/degenerate`).
+
+The costs are those of Elmachtoub & Grigas, *Smart "predict, then optimize"*, Management Science 68 (2022),
+doi:10.1287/mnsc.2020.3922.
 """
 
 from pathlib import Path
@@ -31,6 +38,13 @@ from optlayer import OptLayer
 SIDE, FEATURES, DEGREE = 5, 5, 6  # nodes on a side; how far from linear the costs are
 TRAINING, HELD_OUT = 100, 120
 STEPS, EVERY, SMOOTHING = 40, 4, 0.3
+
+
+# %%
+# The grid and its linear programme
+# ---------------------------------
+#
+# `smoothing` is the one difference between the layer whose derivative is 0 and the one that learns.
 
 
 class Data(NamedTuple):
@@ -73,6 +87,11 @@ def draw(generator: torch.Generator, B: Tensor, samples: int, layer: OptLayer) -
     return Data(x, cost, (cost * layer(cost)).sum())
 
 
+# %%
+# Training by the path
+# --------------------
+
+
 def least_squares(data: Data) -> Tensor:
     """(W, w) that fit the costs themselves."""
     return torch.linalg.lstsq(with_one(data.x), data.cost).solution.T
@@ -102,7 +121,9 @@ def train(layer: OptLayer, judge: OptLayer, data: Data, held_out: Data) -> tuple
     return weights.detach(), course
 
 
-# ---------------------------------------------------------------------------- drawing
+# %%
+# The figure
+# ----------
 
 
 def figure(courses: dict[str, list[float]], paths: dict[str, Tensor], cost: Tensor, file: Path) -> None:
@@ -128,6 +149,11 @@ def draw_path(axis: Axes, name: str, path: Tensor, cost: Tensor, color: str) -> 
     axis.plot([x for _, x in grid], [-y for y, _ in grid], "o", color=FAINT, markersize=4, zorder=2)
     axis.set(title=f"{name}: {float(cost @ path):.2f}", aspect="equal")
     axis.set_axis_off()
+
+
+# %%
+# The run
+# -------
 
 
 def main(figures: Path = FIGURES) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Every fenced python block of README.md and docs/*.md runs, and says what the page says it says.
+"""Every fenced python block of README.md and of docs/ runs, and says what the page says it says.
 
 Blocks of one page share a namespace, as at a reader's prompt. A block is checked by an `assert`
 of its own, or by the fenced `text` block right behind it, which holds what it prints.
@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BUILT = {"_build", "gallery"}  # by the site
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if not BUILT & set(page.parts)),
+]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -35,6 +40,14 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def run(page: str, name: str) -> None:
+    default = torch.get_default_dtype()
+    try:
+        run_blocks(page, name)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def run_blocks(page: str, name: str) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page):
         where = f"{name}:{block.line + 1}"
@@ -46,7 +59,7 @@ def run(page: str, name: str) -> None:
             assert said.getvalue().split() == block.printed.split(), where
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page: Path) -> None:
     run(page.read_text(encoding="utf-8"), page.name)
 
@@ -74,7 +87,7 @@ def test_blocks_share_their_names() -> None:
     run("```python\nx = 1\nassert x\n```\n\n```python\nprint(x)\n```\n```text\n1\n```", "page")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     named = re.findall(r"\b(?:tests|optlayer|examples|benchmarks|docs)/[\w/]+\.(?:py|md|png|gif)", text)

@@ -1,0 +1,1 @@
+"""What the site needs besides Sphinx: how figures are found, how formulas are set, where links lead."""

@@ -1,0 +1,37 @@
+"""Docstrings as they are written for a terminal, made reST: what is indented below a sentence is literal."""
+
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
+SECTION = re.compile(r"^\s*\w[\w ]*:$")  # Args:, Returns:, Raises:, Attributes:, Example:
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("autodoc-process-docstring", process, priority=400)  # before napoleon
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """`::` in front of indented formulas, and stars that are no emphasis."""
+    lines[:] = [text if "``" in text else stars(text) for text in literal(lines)]
+
+
+def literal(lines: list[str]) -> list[str]:
+    """Paragraphs that are indented without a section above them are formulas."""
+    out: list[str] = []
+    section = formula = False
+    for line in lines:
+        if line and not line[0].isspace():
+            section, formula = SECTION.match(line) is not None, False
+        elif line.strip() and not section and not formula and out and not out[-1].strip():
+            formula = True
+            out += ["::", ""]
+        out.append(line)
+    return out
+
+
+def stars(text: str) -> str:
+    """*batch is a shape."""
+    return re.sub(r"(?<![\w\\*])\*(?=\w)", r"\\*", text)
