@@ -29,6 +29,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "_site.docstrings",
+    "_site.figures",
     "_site.links",
     "_site.mathematics",
 ]

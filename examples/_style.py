@@ -1,5 +1,6 @@
 """What the figures share: one look, one place where they go."""
 
+import os
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +10,8 @@ import matplotlib.pyplot as plt
 from cycler import cycler
 from matplotlib.figure import Figure
 
-FIGURES = Path(__file__).parent.parent / "docs" / "figures"
+ROOT = Path(__file__).parent.parent
+FIGURES = Path(os.environ.get("OPTLAYER_FIGURES", ROOT / "docs" / "figures"))
 
 INK, MUTED, FAINT = "#22262e", "#8a8f99", "#e3e6ea"
 BLUE, RED, GREEN, GOLD, VIOLET = "#2f6db5", "#d1495b", "#3a8f6a", "#e0a030", "#7a5ba8"

@@ -1,5 +1,7 @@
 """The gallery's figures: one style, and a look-out for those that a script writes itself."""
 
+import os
+import re
 import sys
 from pathlib import Path
 from shutil import copyfile
@@ -7,27 +9,23 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
+from sphinx.application import Sphinx
 from sphinx_gallery.scrapers import figure_rst, matplotlib_scraper
 
 DOCS = Path(__file__).parent.parent
-EXAMPLES = DOCS.parent / "examples"
-WRITTEN = DOCS / "gallery" / "written"  # where scripts with a `main()` put their figures during a build
+WRITTEN = DOCS / "_build" / "figures"  # where scripts that write figures put them during a build
+
+FIGURE = re.compile(r"^\.\. image-sg::.*\n(?: .*\n)+", re.MULTILINE)
 
 Gallery = dict[str, Any]
 
 
 def reset(gallery_conf: Gallery, script: str) -> None:
-    """Before each page: matplotlib as it comes, in the site's style; scripts write into `WRITTEN`."""
+    """Before each page: matplotlib in the site's style; a script that writes figures gets its own folder."""
     plt.rcdefaults()
-    sys.modules.pop("_style", None)
-    if Path(script).parent == EXAMPLES:
-        if str(EXAMPLES) not in sys.path:
-            sys.path.append(str(EXAMPLES))
-        import _style
-
-        _style.FIGURES = WRITTEN / Path(script).stem
-    else:
-        plt.style.use(DOCS / "optlayer.mplstyle")
+    plt.style.use(DOCS / "optlayer.mplstyle")
+    sys.modules.pop("_style", None)  # the look of the scripts in examples/ itself, on top of it when imported
+    os.environ["OPTLAYER_FIGURES"] = str(WRITTEN / Path(script).stem)
 
 
 def scrape(block: Any, variables: dict[str, Any], gallery_conf: Gallery) -> str:
@@ -51,7 +49,7 @@ def animations(variables: dict[str, Any], gallery_conf: Gallery) -> str:
 
 def files(variables: dict[str, Any], gallery_conf: Gallery) -> str:
     """Each file that the script wrote, in the order of writing; taken away, so that it is seen once."""
-    folder = WRITTEN / Path(variables["src_file"]).stem
+    folder = Path(os.environ["OPTLAYER_FIGURES"])
     written = sorted(folder.glob("*.*"), key=lambda path: path.stat().st_mtime_ns)
     shown = ""
     for path, place in zip(written, variables["image_path_iterator"]):
@@ -60,3 +58,21 @@ def files(variables: dict[str, Any], gallery_conf: Gallery) -> str:
         path.unlink()
         shown += figure_rst([place], gallery_conf["src_dir"])
     return shown
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("source-read", raise_figures)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def raise_figures(app: Sphinx, page: str, content: list[str]) -> None:
+    """Where a script draws in its last cell only, the figures stand above its code: first what, then how."""
+    head, mark, rest = content[0].partition(".. GENERATED FROM PYTHON SOURCE LINES")
+    *above, last = rest.split(mark)
+    if (
+        page.startswith("gallery/")
+        and "image-sg::" in last
+        and not any("image-sg::" in cell for cell in above)
+    ):
+        figures = FIGURE.findall(last)
+        content[0] = head + "\n\n".join(figures) + "\n\n" + mark + mark.join([*above, FIGURE.sub("", last)])

@@ -1,7 +1,7 @@
 """Formulas as MathML, which browsers set themselves: no script, no network, and a typo stops the build."""
 
 from docutils import nodes
-from docutils.utils.math import MathError, wrap_math_code
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -11,9 +11,11 @@ logger = logging.getLogger(__name__)
 
 def mathml(node: nodes.Element, as_block: bool) -> str:
     """The formula of a node."""
-    tex = node.astext()
+    tex = node.astext().strip()
+    if as_block and r"\\" in tex and r"\begin" not in tex:
+        tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
     try:
-        return tex2mathml(wrap_math_code(tex, as_block), as_block=as_block)
+        return tex2mathml(tex, as_block=as_block)
     except MathError as error:
         logger.warning("formula: %s in %r", error, tex, location=node)
         return f"<code>{tex}</code>"
