@@ -11,7 +11,7 @@ PYTEST ?= $(BIN)/python -m pytest -q
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format figures large bench versions oldest newest clean
+.PHONY: help demo test lint docs format figures large bench versions oldest newest clean
 
 help:     ## list the targets
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,10 @@ demo: $(READY)  ## train the digits, fit the polytope, print a table, name the f
 
 test: lint  ## lint, types, tests; the examples and the blocks of README and docs among them
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2
+
+docs: $(READY)  ## the site, in docs/_build/html: warnings are errors, its examples are run, its links followed
+	PYTHONPATH=$(CURDIR) $(BIN)/python -m sphinx -q -W --keep-going -n docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -32,7 +36,7 @@ format: $(READY)  ## let ruff lay the code out
 	$(BIN)/ruff format .
 
 figures: $(READY)  ## draw every figure of docs/figures again
-	for name in $$(ls examples | grep -v -e _style -e demo | sed s,.py,,); do \
+	for name in $$(cd examples && ls *.py | grep -v -e _style -e demo | sed s,.py,,); do \
 	    $(BIN)/python examples/$$name.py || exit 1; done
 
 large: $(READY)  ## the larger property runs
@@ -55,8 +59,9 @@ oldest: .venv-oldest/.ready
 newest: .venv-newest/.ready
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q $(CORE)
 
-clean:    ## forget the environments and the caches
-	rm -rf $(VENV) .venv-oldest .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:    ## forget the environments, the caches and the site
+	rm -rf $(VENV) .venv-oldest .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	    docs/_build docs/gallery
 
 # The constraints pin every version, torch first of all: what is tested is what is installed.
 $(READY): pyproject.toml constraints.txt

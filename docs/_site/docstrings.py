@@ -10,6 +10,7 @@ SECTION = re.compile(r"^\s*\w[\w ]*:$")  # Args:, Returns:, Raises:, Attributes:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process, priority=400)  # before napoleon
+    app.connect("autodoc-process-bases", public)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -35,3 +36,8 @@ def literal(lines: list[str]) -> list[str]:
 def stars(text: str) -> str:
     """*batch is a shape."""
     return re.sub(r"(?<![\w\\*])\*(?=\w)", r"\\*", text)
+
+
+def public(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
+    """Private classes are skipped in favour of what they derive from."""
+    bases[:] = [base.__base__ if base.__name__.startswith("_") else base for base in bases]

@@ -15,6 +15,7 @@ from sphinx_gallery.scrapers import figure_rst, matplotlib_scraper
 DOCS = Path(__file__).parent.parent
 WRITTEN = DOCS / "_build" / "figures"  # where scripts that write figures put them during a build
 
+CELL = ".. GENERATED FROM PYTHON SOURCE LINES"  # what sphinx-gallery puts in front of each
 FIGURE = re.compile(r"^\.\. image-sg::.*\n(?: .*\n)+", re.MULTILINE)
 
 Gallery = dict[str, Any]
@@ -67,12 +68,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 def raise_figures(app: Sphinx, page: str, content: list[str]) -> None:
     """Where a script draws in its last cell only, the figures stand above its code: first what, then how."""
-    head, mark, rest = content[0].partition(".. GENERATED FROM PYTHON SOURCE LINES")
-    *above, last = rest.split(mark)
-    if (
-        page.startswith("gallery/")
-        and "image-sg::" in last
-        and not any("image-sg::" in cell for cell in above)
-    ):
-        figures = FIGURE.findall(last)
-        content[0] = head + "\n\n".join(figures) + "\n\n" + mark + mark.join([*above, FIGURE.sub("", last)])
+    head, *cells = content[0].split(CELL)
+    if cells and "image-sg::" in cells[-1] and not any("image-sg::" in cell for cell in cells[:-1]):
+        figures = "\n\n".join(FIGURE.findall(cells[-1])) + "\n\n"
+        content[0] = CELL.join([head + figures, *cells[:-1], FIGURE.sub("", cells[-1])])

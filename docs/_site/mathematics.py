@@ -1,17 +1,26 @@
 """Formulas as MathML, which browsers set themselves: no script, no network, and a typo stops the build."""
 
+import re
+
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
+PLAIN = {r"\dots": r"\ldots", r"\textstyle": "", r"\displaystyle": ""}  # what the converter does without
+THIN = "\N{THIN SPACE}"
+LIMITS = re.compile(  # \operatorname*{argmin}_x
+    r"\\operatorname\*\{([^{}]*)\}\s*(?:_(\{[^{}]*\}|\\[a-zA-Z]+|\w))?"
+)
+
 logger = logging.getLogger(__name__)
 
 
 def mathml(node: nodes.Element, as_block: bool) -> str:
     """The formula of a node."""
-    tex = node.astext().strip()
+    tex = re.sub(r"\\[a-z]+", lambda name: PLAIN.get(name[0], name[0]), node.astext().strip())
+    tex = LIMITS.sub(under, tex)
     if as_block and r"\\" in tex and r"\begin" not in tex:
         tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
     try:
@@ -19,6 +28,12 @@ def mathml(node: nodes.Element, as_block: bool) -> str:
     except MathError as error:
         logger.warning("formula: %s in %r", error, tex, location=node)
         return f"<code>{tex}</code>"
+
+
+def under(operator: re.Match[str]) -> str:
+    """What an operator with a star has as subscript stands below it."""
+    name = rf"\operatorname{{{operator[1].replace(chr(92) + ',', THIN)}}}"
+    return rf"\underset{{{operator[2]}}}{{{name}}}" if operator[2] else name
 
 
 def inline(writer, node: nodes.math) -> None:
