@@ -75,12 +75,14 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "download_all_examples": False,
+    "thumbnail_size": (400, 280),
     "parallel": int(os.environ.get("DOCS_JOBS", "2")),
 }
 
 # ---------------------------------------------------------------------------------------- look
 html_theme = "furo"
 html_title = "optlayer"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx_gallery.scrapers import figure_rst, matplotlib_scraper
 
@@ -17,6 +18,23 @@ WRITTEN = DOCS / "_build" / "figures"  # where scripts that write figures put th
 
 CELL = ".. GENERATED FROM PYTHON SOURCE LINES"  # what sphinx-gallery puts in front of each
 FIGURE = re.compile(r"^\.\. image-sg::.*\n(?: .*\n)+", re.MULTILINE)
+
+# Where a thumbnail looks in a wide figure: 0 is its left, 1 its right end.
+LOOK = {
+    "degenerate": 1,
+    "digits": 0.75,
+    "implicit_functions": 0,
+    "input_convex": 0,
+    "lasso": 0.5,
+    "least_squares_l1": 0,
+    "max_cut": 0,
+    "nearest_correlation": 0.02,
+    "nonlinearities": 0.46,
+    "polytope": 0.5,
+    "quadratic_program": 0,
+    "robust_least_squares": 0.5,
+    "shortest_path": 1,
+}
 
 Gallery = dict[str, Any]
 
@@ -63,6 +81,7 @@ def files(variables: dict[str, Any], gallery_conf: Gallery) -> str:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", raise_figures)
+    app.connect("builder-inited", crop_thumbnails, priority=900)  # after sphinx-gallery
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -72,3 +91,14 @@ def raise_figures(app: Sphinx, page: str, content: list[str]) -> None:
     if cells and "image-sg::" in cells[-1] and not any("image-sg::" in cell for cell in cells[:-1]):
         figures = "\n\n".join(FIGURE.findall(cells[-1])) + "\n\n"
         content[0] = CELL.join([head + figures, *cells[:-1], FIGURE.sub("", cells[-1])])
+
+
+def crop_thumbnails(app: Sphinx) -> None:
+    """The part of a wide figure that is worth a look at the size of a thumbnail."""
+    folder, (width, height) = DOCS / "gallery" / "images", app.config.sphinx_gallery_conf["thumbnail_size"]
+    for name, look in LOOK.items():
+        figure = Image.open(folder / f"sphx_glr_{name}_001.png").convert("RGB")
+        window = figure.height * width / height
+        left = look * (figure.width - window)
+        figure = figure.crop((round(left), 0, round(left + window), figure.height))
+        figure.resize((width, height)).save(folder / "thumb" / f"sphx_glr_{name}_thumb.png")

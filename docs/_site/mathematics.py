@@ -9,6 +9,8 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 PLAIN = {r"\dots": r"\ldots", r"\textstyle": "", r"\displaystyle": ""}  # what the converter does without
+FRACTION = re.compile(r"\\[dt]?frac\s*([\da-z])([\da-z])")  # \tfrac12
+BAR = '<mo lspace="0" rspace="0" stretchy="false">|</mo>'  # of a norm: no space around it
 THIN = "\N{THIN SPACE}"
 LIMITS = re.compile(  # \operatorname*{argmin}_x
     r"\\operatorname\*\{([^{}]*)\}\s*(?:_(\{[^{}]*\}|\\[a-zA-Z]+|\w))?"
@@ -20,11 +22,11 @@ logger = logging.getLogger(__name__)
 def mathml(node: nodes.Element, as_block: bool) -> str:
     """The formula of a node."""
     tex = re.sub(r"\\[a-z]+", lambda name: PLAIN.get(name[0], name[0]), node.astext().strip())
-    tex = LIMITS.sub(under, tex)
+    tex = FRACTION.sub(r"\\frac{\1}{\2}", LIMITS.sub(under, tex))
     if as_block and r"\\" in tex and r"\begin" not in tex:
         tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
     try:
-        return tex2mathml(tex, as_block=as_block)
+        return tex2mathml(tex, as_block=as_block).replace("<mo>|</mo>", BAR)
     except MathError as error:
         logger.warning("formula: %s in %r", error, tex, location=node)
         return f"<code>{tex}</code>"
