@@ -1,6 +1,7 @@
 """Docstrings as they are written for a terminal, made reST: what is indented below a sentence is literal."""
 
 import re
+from dataclasses import is_dataclass
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -10,6 +11,7 @@ SECTION = re.compile(r"^\s*\w[\w ]*:$")  # Args:, Returns:, Raises:, Attributes:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", without_init)
     app.connect("autodoc-process-bases", public)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -34,10 +36,17 @@ def literal(lines: list[str]) -> list[str]:
 
 
 def stars(text: str) -> str:
-    """*batch is a shape."""
-    return re.sub(r"(?<![\w\\*])\*(?=\w)", r"\\*", text)
+    """*batch is a shape; what ends in a star, too, is emphasis."""
+    return re.sub(r"(?<![\w\\*])\*(?=\w)(?![\w ]*\*)", r"\\*", text)
 
 
 def public(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
     """Private classes are skipped in favour of what they derive from."""
     bases[:] = [base.__base__ if base.__name__.startswith("_") else base for base in bases]
+
+
+def without_init(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, args: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """What a solve returns is not made by hand: the fields say it all."""
+    return ("", None) if what == "class" and is_dataclass(obj) else (args, returns)

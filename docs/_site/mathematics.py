@@ -10,7 +10,8 @@ from sphinx.util import logging
 
 PLAIN = {r"\dots": r"\ldots", r"\textstyle": "", r"\displaystyle": ""}  # what the converter does without
 FRACTION = re.compile(r"\\[dt]?frac\s*([\da-z])([\da-z])")  # \tfrac12
-BAR = '<mo lspace="0" rspace="0" stretchy="false">|</mo>'  # of a norm: no space around it
+BAR = '<mo stretchy="false">|</mo>'
+NORM = BAR.replace(" ", ' lspace="0" rspace="0" ', 1)  # no space around it
 THIN = "\N{THIN SPACE}"
 LIMITS = re.compile(  # \operatorname*{argmin}_x
     r"\\operatorname\*\{([^{}]*)\}\s*(?:_(\{[^{}]*\}|\\[a-zA-Z]+|\w))?"
@@ -26,7 +27,7 @@ def mathml(node: nodes.Element, as_block: bool) -> str:
     if as_block and r"\\" in tex and r"\begin" not in tex:
         tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
     try:
-        return tex2mathml(tex, as_block=as_block).replace("<mo>|</mo>", BAR)
+        return tex2mathml(tex, as_block=as_block).replace(BAR, NORM)
     except MathError as error:
         logger.warning("formula: %s in %r", error, tex, location=node)
         return f"<code>{tex}</code>"
