@@ -48,5 +48,5 @@ def public(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> 
 def without_init(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, args: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """What a solve returns is not made by hand: the fields say it all."""
-    return ("", None) if what == "class" and is_dataclass(obj) else (args, returns)
+    """What is returned or raised is not made by hand: the fields say it all."""
+    return ("", None) if what == "exception" or is_dataclass(obj) else (args, returns)
