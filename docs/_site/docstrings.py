@@ -49,4 +49,4 @@ def without_init(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, args: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
     """What is returned or raised is not made by hand: the fields say it all."""
-    return ("", None) if what == "exception" or is_dataclass(obj) else (args, returns)
+    return ("", None) if args and (what == "exception" or is_dataclass(obj)) else (args, returns)
