@@ -68,6 +68,7 @@ sphinx_gallery_conf = {
     "image_scrapers": ("_site.figures.scrape",),
     "reset_modules": ("_site.figures.reset",),
     "capture_repr": (),
+    "inspect_global_variables": False,  # it reads every attribute, x.T of a batch among them, which warns
     "abort_on_example_error": True,
     "run_stale_examples": False,
     "remove_config_comments": True,

@@ -8,6 +8,7 @@ from shutil import copyfile
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from PIL import Image
 from sphinx.application import Sphinx
@@ -40,7 +41,9 @@ Gallery = dict[str, Any]
 
 
 def reset(gallery_conf: Gallery, script: str) -> None:
-    """Before each page: matplotlib in the site's style; a script that writes figures gets its own folder."""
+    """Before each page: torch as it is imported, matplotlib in the site's style, a folder for what is written."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
     plt.rcdefaults()
     plt.style.use(DOCS / "optlayer.mplstyle")
     sys.modules.pop("_style", None)  # the look of the scripts in examples/ itself, on top of it when imported
