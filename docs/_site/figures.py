@@ -41,7 +41,7 @@ Gallery = dict[str, Any]
 
 
 def reset(gallery_conf: Gallery, script: str) -> None:
-    """Before each page: torch as it is imported, matplotlib in the site's style, a folder for what is written."""
+    """Before each page: torch as it comes, matplotlib in our style, a folder for what is written."""
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     plt.rcdefaults()
