@@ -98,13 +98,11 @@ def raise_figures(app: Sphinx, page: str, content: list[str]) -> None:
 
 def crop_thumbnails(app: Sphinx) -> None:
     """The part of a wide figure that is worth a look at the size of a thumbnail."""
-    folder, (width, height) = DOCS / "gallery" / "images", app.config.sphinx_gallery_conf["thumbnail_size"]
+    width, height = app.config.sphinx_gallery_conf["thumbnail_size"]
     for name, look in LOOK.items():
-        path = folder / f"sphx_glr_{name}_001.png"
-        if not path.exists():  # a build without the gallery
-            continue
-        figure = Image.open(path).convert("RGB")
-        window = figure.height * width / height
-        left = look * (figure.width - window)
-        figure = figure.crop((round(left), 0, round(left + window), figure.height))
-        figure.resize((width, height)).save(folder / "thumb" / f"sphx_glr_{name}_thumb.png")
+        for path in (DOCS / "gallery").rglob(f"images/sphx_glr_{name}_001.png"):
+            figure = Image.open(path).convert("RGB")
+            window = figure.height * width / height
+            left = look * (figure.width - window)
+            figure = figure.crop((round(left), 0, round(left + window), figure.height))
+            figure.resize((width, height)).save(path.parent / "thumb" / f"sphx_glr_{name}_thumb.png")
