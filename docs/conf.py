@@ -34,8 +34,6 @@ extensions = [
     "_site.mathematics",
 ]
 exclude_patterns = ["_build", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/written"]
-if not (HERE.parent / "optlayer" / "layers").is_dir():
-    exclude_patterns.append("api/layers.md")
 
 # ---------------------------------------------------------------------------------------- text
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]

@@ -6,9 +6,9 @@ and a feasible point to set out from; or multipliers that leave none (Farkas's l
 
     max λᵀg₀ + νᵀh₀   s.t.   Gᵀλ + Aᵀν = 0,   λ >= 0,   Σ λ_i + Σ |ν_i| <= 1.
 
-Rows and coordinates are brought to size 1 first, so that no unit enters; what solves Pd = 0 up to the rounding
-of P's own entries solves it. The direction is examined, not believed; the point and the multipliers are left
-for whoever knows how to judge them.
+Rows and coordinates are brought to size 1 first, so that no unit enters; what solves Pd = 0 up to the
+rounding of P's own entries solves it. The direction is examined, not believed; the point and the multipliers
+are left for whoever knows how to judge them.
 """
 
 from typing import NamedTuple
