@@ -2,7 +2,7 @@ r"""K⁺b for symmetric singular K of some hundred rows and more, without its ei
 
 K̂ = SKS, equilibrated and shifted by ±δ, is quasidefinite and has an LDLᵀ factorization, sparse where K is:
 F ≈ (K̂ + δJ)⁻¹, J = diag(1, -1). F blows up what K̂ takes to 0, so that a few steps of subspace iteration
-(Rutishauser 1969) find its null space, in a basis that grows until it holds a vector that is none of it;
+(Rutishauser 1969) find its null space, in a basis that grows until half of it and more is none of it;
 
     K⁺b = Q K̃ Q b,    Q = 1 - ZZᵀ,  Z an orthonormal basis of S null(K̂) = null(K)
 
@@ -22,8 +22,9 @@ Array = np.ndarray
 
 SHIFT = 1e-10  # δ
 DENSE = 0.1  # entries from which on K is met as a dense matrix
-STEPS = 3  # of subspace iteration
+STEPS = 2  # of subspace iteration
 FIRST = 8  # size of its first basis
+ROOM = 0.5  # of a basis that must not be null for all of the null space to be in it
 GROWTH = 4  # of the basis, where it is too small
 REFINEMENTS = 20
 HELPED = 0.5  # a refinement that leaves more of a generic residual was the last
@@ -69,14 +70,19 @@ class Deficient:
         """An orthonormal basis of null(K̂)."""
         N, size = self._K.shape[0], FIRST
         while True:
-            X = np.cos(np.outer(np.arange(1, N + 1), np.arange(1, size + 1)) ** 2)
+            X = np.random.default_rng(0).standard_normal((N, size))
             for _ in range(STEPS):
-                X = _orthonormal(np.column_stack([self._solve(x) for x in X.T]))
+                X = _orthonormal(self._apply(X))
+                X = _orthonormal(X - self._apply(self._K @ X))  # F rounds: off with what is in the range
             _, sizes, turned = linalg.svd(self._K @ X, full_matrices=False)
             null = sizes <= RANK * N
-            if size >= N or not null.all():
+            if size >= N or null.sum() <= ROOM * size:
                 return X @ turned[null].T
             size = min(N, GROWTH * size)
+
+    def _apply(self, X: Float64[Array, "N k"]) -> Float64[Array, "N k"]:
+        """FX."""
+        return np.column_stack([self._solve(x) for x in X.T])
 
     def _needed(self) -> int:
         """Refinements until a generic system is solved, so that the right-hand side decides nothing."""
