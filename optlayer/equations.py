@@ -7,16 +7,18 @@ from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from optlayer.errors import InputError
 from optlayer.implicit import attach
 from optlayer.linsolve import matvec, push, solve
+from optlayer.modes import without_saved_tensor_hooks
 
 ROOT = 1e-4  # largest Newton step at a root, relative to its size
 SOLVED = 1e-3  # part of the residual that this step may leave
+ROUNDING = 8  # ulps: how small a step, or how small a part of an equation, cannot be told from none
 PROBES = 4
 
 
@@ -56,7 +58,8 @@ def implicit(
     root = _Equations(residual, tuple(solution.shape))
     u = solution.detach().reshape(1, prod(solution.shape))
     batched = tuple(d.unsqueeze(0) for d in data)
-    _check_equations(root, u, batched)
+    with without_saved_tensor_hooks():
+        _check_equations(root, u, batched)
     return attach(root, u, batched).reshape(solution.shape)
 
 
@@ -84,13 +87,15 @@ class _Equations:
         return J.to(torch.float64)
 
     def inverse(self, b: Tensor, u: Tensor, *data: Tensor, transposed: bool) -> Tensor:
-        """J x = b from [[0, J], [Jᵀ, 0]] (w, x) = (b, 0), which is symmetric."""
-        J, n = self.jacobian(u, *data), u.shape[1]
-        J = J.mT if transposed else J
-        nothing = torch.zeros_like(J)
-        K = torch.cat([torch.cat([nothing, J], 2), torch.cat([J.mT, nothing], 2)], 1)
-        rhs = torch.cat([b.to(torch.float64), torch.zeros_like(b, dtype=torch.float64)], 1)
-        return solve(K, rhs, n).x[:, n:].to(b.dtype)
+        J = self.jacobian(u, *data)
+        return _least_squares(J.mT if transposed else J, b.to(torch.float64)).to(b.dtype)
+
+
+def _least_squares(J: Float64[Tensor, "... n n"], b: Float64[Tensor, "B n"]) -> Float64[Tensor, "B n"]:
+    """J⁺b: J x = b from [[0, J], [Jᵀ, 0]] (w, x) = (b, 0), which is symmetric."""
+    n, nothing = b.shape[1], torch.zeros_like(J)
+    K = torch.cat([torch.cat([nothing, J], 2), torch.cat([J.mT, nothing], 2)], 1)
+    return solve(K, torch.cat([b, torch.zeros_like(b)], 1), n).x[:, n:]
 
 
 # --------------------------------------------------------------------------------- what was handed in
@@ -133,31 +138,51 @@ def _is_differentiated(F: Tensor) -> bool:
 def _check_root(root: _Equations, u: Tensor, data: tuple[Tensor, ...], F: Tensor) -> None:
     if not (u.isfinite().all() and F.isfinite().all()):
         raise InputError("the solution is not a root of the residual: one of the two is not finite")
-    step = root.inverse(F.to(torch.float64), u, *data, transposed=False)
-    left = F - matvec(root.jacobian(u, *data), step)
-    size = max(u.abs().amax().item(), _reach(root, u, data))
-    far = step.abs().amax().item() / size if step.any() and size else float(step.abs().amax())
-    small = max(ROOT, 8 * torch.finfo(u.dtype).eps)
-    if not (far <= small and (left.abs().amax() <= SOLVED * F.abs().amax()).item()):
+    J, F, ulp = root.jacobian(u, *data), F.to(torch.float64), _ulp(u, *data)
+    size = u.abs().amax().item()
+    far, solves = _newton_step(J, F, size, torch.zeros_like(F), ulp)
+    small = max(ROOT, ROUNDING * torch.finfo(u.dtype).eps)
+    if not (solves and far <= small):  # the data may know a larger size, as they do of a root at zero
+        F_dot = _moved_by_data(root, u, data)
+        size = max(size, _least_squares(J, F_dot).abs().amax().item()) or 1.0
+        far, solves = _newton_step(J, F, size, F_dot.abs().amax(0), ulp)
+    if not (solves and far <= small):
         raise InputError(
             f"the solution is not a root of the residual: one Newton step would move it by {far:.1e} of its "
             "size, or not lead to one; solve more accurately before differentiating"
         )
 
 
-def _reach(root: _Equations, u: Tensor, data: tuple[Tensor, ...]) -> float:
-    """How far a change of the data by their own size would move the solution: |J⁻¹ ∂F/∂d d|."""
+def _newton_step(J: Tensor, F: Tensor, size: float, by_data: Tensor, ulp: float) -> tuple[float, bool]:
+    """How far -J⁺F leads, in sizes of u, and whether it solves the equations.
+
+    Each equation is measured by what it changes as u, and the data, move by their own size. What is left of
+    it may be a part of the residual; or rounding, which is all that there is at a root.
+    """
+    unit = J.abs().sum(2) * size + by_data + F.abs()
+    unit = torch.where(unit > 0, unit, 1.0)
+    J, F = J * size / unit[:, :, None], F / unit
+    step = _least_squares(J, F)
+    left = (F - matvec(J, step)).abs().amax()
+    return step.abs().amax().item(), bool(left <= max(SOLVED * F.abs().amax().item(), ROUNDING * ulp))
+
+
+def _ulp(*numbers: Tensor) -> float:
+    """The rounding of the coarsest of them."""
+    return max(torch.finfo(t.dtype).eps for t in numbers if t.is_floating_point())
+
+
+def _moved_by_data(root: _Equations, u: Tensor, data: tuple[Tensor, ...]) -> Float64[Tensor, "PROBES n"]:
+    """∂F/∂d d, how the data move the equations by a change of their own size; in several directions."""
     if not any(d.is_floating_point() for d in data):
-        return 0.0
-    reach = 0.0
-    for probe in range(PROBES):
-        moves = [d * _signs(d, probe) if d.is_floating_point() else None for d in data]
-        F_dot = push(partial(root.residual, u), data, moves).to(torch.float64)
-        reach = max(reach, root.inverse(F_dot, u, *data, transposed=False).abs().amax().item())
-    return reach
+        return torch.zeros_like(u, dtype=torch.float64)
+    u, *data = (t.expand(PROBES, *t.shape[1:]) for t in (u, *data))
+    moves = [d * _signs(d, number) if d.is_floating_point() else None for number, d in enumerate(data)]
+    return push(partial(root.residual, u), data, moves).to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
 
 
-def _signs(d: Tensor, probe: int) -> Tensor:
-    """As good as random, and allowed under every transform."""
-    position = torch.arange(d.numel(), dtype=torch.float64, device=d.device)
-    return torch.cos((probe + 1.0) * (position + 1.0) ** 2).sign().to(d.dtype).reshape(d.shape)
+def _signs(d: Tensor, number: int) -> Tensor:
+    """Others for each probe and each of the data; as good as random."""
+    place = torch.arange(1.0, 1.0 + d[0].numel(), dtype=torch.float64, device=d.device)
+    probe = torch.arange(1.0, 1.0 + len(d), dtype=torch.float64, device=d.device)
+    return torch.cos(torch.outer(probe, place**2) + number).sign().to(d.dtype).reshape(d.shape)
