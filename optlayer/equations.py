@@ -138,12 +138,14 @@ def _is_differentiated(F: Tensor) -> bool:
 def _check_root(root: _Equations, u: Tensor, data: tuple[Tensor, ...], F: Tensor) -> None:
     if not (u.isfinite().all() and F.isfinite().all()):
         raise InputError("the solution is not a root of the residual: one of the two is not finite")
-    J, F, ulp = root.jacobian(u, *data), F.to(torch.float64), _ulp(u, *data)
+    J, ulp = root.jacobian(u, *data), _ulp(u, *data)
+    rows = _or_one(J.abs().sum(2))  # equations may come in any units
+    J, F = J / rows[:, :, None], F / rows
     size = u.abs().amax().item()
     far, solves = _newton_step(J, F, size, torch.zeros_like(F), ulp)
     small = max(ROOT, ROUNDING * torch.finfo(u.dtype).eps)
     if not (solves and far <= small):  # the data may know a larger size, as they do of a root at zero
-        F_dot = _moved_by_data(root, u, data)
+        F_dot = _moved_by_data(root, u, data) / rows
         size = max(size, _least_squares(J, F_dot).abs().amax().item()) or 1.0
         far, solves = _newton_step(J, F, size, F_dot.abs().amax(0), ulp)
     if not (solves and far <= small):
@@ -159,12 +161,15 @@ def _newton_step(J: Tensor, F: Tensor, size: float, by_data: Tensor, ulp: float)
     Each equation is measured by what it changes as u, and the data, move by their own size. What is left of
     it may be a part of the residual; or rounding, which is all that there is at a root.
     """
-    unit = J.abs().sum(2) * size + by_data + F.abs()
-    unit = torch.where(unit > 0, unit, 1.0)
+    unit = _or_one(J.abs().sum(2) * size + by_data + F.abs())
     J, F = J * size / unit[:, :, None], F / unit
     step = _least_squares(J, F)
     left = (F - matvec(J, step)).abs().amax()
     return step.abs().amax().item(), bool(left <= max(SOLVED * F.abs().amax().item(), ROUNDING * ulp))
+
+
+def _or_one(sizes: Tensor) -> Tensor:
+    return torch.where(sizes > 0, sizes, 1.0)
 
 
 def _ulp(*numbers: Tensor) -> float:
@@ -177,12 +182,12 @@ def _moved_by_data(root: _Equations, u: Tensor, data: tuple[Tensor, ...]) -> Flo
     if not any(d.is_floating_point() for d in data):
         return torch.zeros_like(u, dtype=torch.float64)
     u, *data = (t.expand(PROBES, *t.shape[1:]) for t in (u, *data))
-    moves = [d * _signs(d, number) if d.is_floating_point() else None for number, d in enumerate(data)]
+    moves = [d * _signs(d) if d.is_floating_point() else None for d in data]
     return push(partial(root.residual, u), data, moves).to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
 
 
-def _signs(d: Tensor, number: int) -> Tensor:
-    """Others for each probe and each of the data; as good as random."""
+def _signs(d: Tensor) -> Tensor:
+    """Others for each probe; as good as random."""
     place = torch.arange(1.0, 1.0 + d[0].numel(), dtype=torch.float64, device=d.device)
     probe = torch.arange(1.0, 1.0 + len(d), dtype=torch.float64, device=d.device)
-    return torch.cos(torch.outer(probe, place**2) + number).sign().to(d.dtype).reshape(d.shape)
+    return torch.outer(probe, place**2).cos().sign().to(d.dtype).reshape(d.shape)

@@ -7,14 +7,16 @@ the implicit rule.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from optlayer import InputError, OptLayerError, implicit
+from optlayer import InputError, OptLayerError, equations, implicit
 
 from .problems import F64, all_of, close, leaves, normal
 
@@ -597,6 +599,58 @@ def test_least_squares_where_the_equations_contradict_the_change(rng):
     close(jacfwd(lambda a: implicit(residual, u, a))(a), expected, 1e-14)
 
 
+def sinkhorn(f, cost, rows, columns):
+    """One round of matching the columns' masses, then the rows': f + c goes to f + c."""
+    g = columns.log() - torch.logsumexp(f[:, None] - cost, 0)
+    return rows.log() - torch.logsumexp(g - cost, 1)
+
+
+def sinkhorn_residual(f, *data):
+    return f - sinkhorn(f, *data)
+
+
+def sinkhorn_root(*data, start=0.0, rounds=200):
+    f = torch.full_like(data[1], start)
+    for _ in range(rounds):
+        f = sinkhorn(f, *data)
+    return f
+
+
+@pytest.mark.parametrize("size", [2, 6, 20])
+@pytest.mark.parametrize("start", [0.0, -30.0])
+def test_a_fixed_point_that_is_free_to_shift(size, start, rng):
+    """J is singular along (1, ..., 1), F is nothing but rounding, and the differences have a derivative."""
+    masses = (normal(rng, size).softmax(0), normal(rng, size).softmax(0))
+    cost, *masses = leaves((normal(rng, size, size).abs(), *masses))
+    f = sinkhorn_root(cost, *masses, start=start).detach()
+    weights = torch.linspace(-1, 1, size, dtype=F64)  # they sum to zero
+    ours = torch.autograd.grad(weights @ implicit(sinkhorn_residual, f, cost, *masses), cost)
+    unrolled = torch.autograd.grad(weights @ sinkhorn_root(cost, *masses), cost)
+    close(ours[0], unrolled[0], 1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-6, 1.0, 1e6, 1e150])
+@pytest.mark.parametrize("unknowns", [[0.01, 0.09], [0.0, 0.1], [-0.2, 0.3]], ids=str)
+def test_a_root_to_rounding_of_equations_that_say_the_same(unknowns, scale):
+    """u₁ + u₂ = a twice, where 0.01 + 0.09 is 0.1 but for an ulp: the derivative is half for each."""
+    a = torch.tensor(0.1, dtype=F64)
+    residual = lambda u, a: torch.stack([u.sum() - a, scale * (3 * u.sum() - 3 * a)])
+    for nest in (jacrev, jacfwd):
+        J = nest(lambda a: implicit(residual, torch.tensor(unknowns, dtype=F64), a))(a)
+        close(J, torch.full((2,), 0.5, dtype=F64), 1e-12)
+    root = implicit(residual, torch.tensor(unknowns, dtype=F64), a.requires_grad_())  # where it is judged
+    close(torch.autograd.grad(root[1], a)[0], torch.tensor(0.5, dtype=F64), 1e-12)
+
+
+def test_an_equation_without_unknowns_may_hold_to_rounding():
+    """What makes it small is known from the data alone."""
+    a = torch.tensor([0.1, 0.2, 0.3], dtype=F64, requires_grad=True)
+    residual = lambda u, a: torch.stack([u[0] - a[0], a[0] + a[1] - a[2]])
+    assert residual(a.detach()[:2], a.detach())[1] != 0
+    root = implicit(residual, a.detach()[:2], a)
+    close(torch.autograd.grad(root.sum(), a)[0], torch.tensor([1.0, 0.0, 0.0], dtype=F64), 1e-14)
+
+
 # ----------------------------------------------------------------------------------------------- roots
 
 
@@ -659,10 +713,95 @@ NO_ROOT = {
 
 
 @pytest.mark.parametrize("residual", NO_ROOT.values(), ids=NO_ROOT.keys())
-def test_a_singular_jacobian_does_not_make_a_root(residual):
+@pytest.mark.parametrize("scale", [[1.0, 1.0], [1e-200, 1e-200], [1e200, 1e200], [1e9, 1e-9]], ids=str)
+def test_a_singular_jacobian_does_not_make_a_root(residual, scale):
     """Where Newton's step is zero although the residual is not."""
+    rows = torch.tensor(scale, dtype=F64)
     with pytest.raises(InputError, match="not a root"):
-        implicit(residual, torch.ones(2, dtype=F64), torch.ones(2, dtype=F64))
+        implicit(lambda u, a: rows * residual(u, a), torch.ones(2, dtype=F64), torch.ones(2, dtype=F64))
+
+
+@pytest.mark.parametrize("gap", [1.0, 1e-3, 1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_a_contradiction_is_not_hidden_by_the_units_of_another_equation(gap, scale):
+    """u₁ + u₂ = 1 and = 1 + gap: at a root of either, or between, the other is off by more than rounding."""
+    a = torch.tensor(1.0, dtype=F64)
+    residual = lambda u, a: torch.stack([u.sum() - a, scale * (u.sum() - a - gap * a)])
+    for share in (0.0, 0.5, 1.0):
+        with pytest.raises(InputError, match="not a root"):
+            implicit(residual, torch.tensor([0.3, 0.7 + share * gap], dtype=F64), a)
+
+
+@pytest.mark.parametrize("solution", [1.7, 0.0], ids=["of_size_one", "zero"])
+def test_the_check_forms_one_jacobian(solution, monkeypatch):
+    """It is most of what the check costs; and an ordinary root needs one solve, nothing of the data."""
+    formed, solved, moved = [], [], []
+    for name, calls in (("_least_squares", solved), ("_moved_by_data", moved)):
+        counted(equations, name, calls, monkeypatch)
+    counted(equations._Equations, "jacobian", formed, monkeypatch)
+    a = torch.full((3,), 1.7, dtype=F64)
+    implicit(lambda u, a: u + (1.7 - solution) - a, torch.full((3,), solution + 1e-12, dtype=F64), a)
+    assert len(formed) == 1
+    if solution:
+        assert (len(solved), len(moved)) == (1, 0)
+
+
+def counted(owner, name, calls, monkeypatch):
+    function = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *a, **k: (calls.append(name), function(*a, **k))[1])
+
+
+# ------------------------------------------------------------------------------- the caller's own hooks
+
+
+def nothing_done(tensor):
+    return tensor
+
+
+HOOKS = {
+    "save_on_cpu": torch.autograd.graph.save_on_cpu,
+    "saved_tensors_hooks": lambda: torch.autograd.graph.saved_tensors_hooks(nothing_done, nothing_done),
+}
+under_hooks = pytest.mark.skipif(
+    not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"),
+    reason="torch 2.6 cannot set them aside",
+)
+
+
+@under_hooks
+@every_problem
+@pytest.mark.parametrize("hooks", HOOKS.values(), ids=HOOKS.keys())
+def test_under_the_hooks_of_saved_tensors(problem, hooks, rng):
+    data = leaves(problem.data(rng))
+    expected = torch.autograd.grad(problem.solved(*data).sin().sum(), data)
+    u = problem.root(*(d.detach() for d in data))
+    with hooks():
+        root = implicit(problem.residual, u, *data)
+    for ours, theirs in zip(torch.autograd.grad(root.sin().sum(), data), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@under_hooks
+def test_the_hooks_still_see_what_is_kept_for_the_backward(rng):
+    packed = []
+    a = torch.tensor([2.0, 3.0], dtype=F64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (packed.append(t), t)[1], nothing_done):
+        implicit(lambda u, a: u**2 - a, a.detach().sqrt(), a)
+        (a * a).sum()  # and they are there again afterwards
+    assert [t.shape for t in packed] == [(1, 2), (1, 2), (2,), (2,)]  # the root, its data; the two factors
+
+
+@under_hooks
+@every_problem
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(problem, reentrant, rng):
+    data = leaves(problem.data(rng))
+    expected = torch.autograd.grad(problem.solved(*data).sin().sum(), data)
+    solved = partial(implicit, problem.residual, problem.root(*(d.detach() for d in data)))
+    root = torch.utils.checkpoint.checkpoint(solved, *data, use_reentrant=reentrant)
+    root.sin().sum().backward()
+    for d, theirs in zip(data, expected, strict=True):
+        assert torch.equal(d.grad, theirs)
 
 
 def test_an_error_of_the_library_is_caught_as_such():
