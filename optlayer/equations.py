@@ -45,8 +45,9 @@ def implicit(
     Raises:
         InputError: where F has not as many equations as u has unknowns, or closes over a tensor that
             is differentiated and not among the data; where the solution is not finite or not a root: one
-            Newton step would move it by more than 1e-4 of its size, or of what the data make of it
-            (judged outside of torch.func only, under whose transforms there are no numbers to judge).
+            Newton step would move it by more than 1e-4 of its size, or of what the data make of it, or would
+            leave of the equations more than rounding and more than a thousandth of the residual (judged
+            outside of torch.func only, under whose transforms there are no numbers to judge).
 
     Example:
         >>> a = torch.tensor(2.0, requires_grad=True)
@@ -181,9 +182,9 @@ def _moved_by_data(root: _Equations, u: Tensor, data: tuple[Tensor, ...]) -> Flo
     """∂F/∂d d, how the data move the equations by a change of their own size; in several directions."""
     if not any(d.is_floating_point() for d in data):
         return torch.zeros_like(u, dtype=torch.float64)
-    u, *data = (t.expand(PROBES, *t.shape[1:]) for t in (u, *data))
-    moves = [d * _signs(d) if d.is_floating_point() else None for d in data]
-    return push(partial(root.residual, u), data, moves).to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
+    u, *copies = (t.expand(PROBES, *t.shape[1:]) for t in (u, *data))
+    moves = [d * _signs(d) if d.is_floating_point() else None for d in copies]
+    return push(partial(root.residual, u), copies, moves).to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _signs(d: Tensor) -> Tensor:

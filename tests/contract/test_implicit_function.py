@@ -732,6 +732,20 @@ def test_a_contradiction_is_not_hidden_by_the_units_of_another_equation(gap, sca
             implicit(residual, torch.tensor([0.3, 0.7 + share * gap], dtype=F64), a)
 
 
+@pytest.mark.parametrize("units", [0, 3, 12, 100])
+def test_a_singular_system_in_units_of_all_sizes(units, rng):
+    """M of rank two: a root is one in any units, and what is off the range of M is not."""
+    U, S, Vh = torch.linalg.svd(normal(rng, 4, 2) @ normal(rng, 2, 4))
+    M = U[:, :2] @ torch.diag(S[:2]) @ Vh[:2]
+    residual = lambda u, a, rows, gap: rows * (M @ u - M @ a + gap * U[:, 3])
+    for _ in range(5):
+        a, rows = normal(rng, 4), 10.0 ** (units * normal(rng, 4).tanh())
+        implicit(residual, a + Vh[2], a, rows, torch.zeros((), dtype=F64))
+        for gap in (1.0, 1e-3, 1e-6, 1e-9):
+            with pytest.raises(InputError, match="not a root"):
+                implicit(residual, a + Vh[2], a, rows, torch.tensor(gap, dtype=F64))
+
+
 @pytest.mark.parametrize("solution", [1.7, 0.0], ids=["of_size_one", "zero"])
 def test_the_check_forms_one_jacobian(solution, monkeypatch):
     """It is most of what the check costs; and an ordinary root needs one solve, nothing of the data."""
