@@ -23,17 +23,20 @@ TOLERANCE = 1e-6  # largest relative disagreement of values and of derivatives
 
 
 class _CvxpyOnly(Exception):
-    """A tensor met a cvxpy expression: the callable has no torch branch."""
+    """A tensor met a cvxpy expression or a numpy array: the callable has no torch branch."""
 
 
 class _Probe(Tensor):
-    """A tensor that notices when it is combined with a cvxpy expression."""
+    """A tensor that notices when it is combined with a cvxpy expression, or taken for a numpy array."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(isinstance(a, cp.Expression) for a in args):
             raise _CvxpyOnly
         return super().__torch_function__(func, types, args, kwargs or {})
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise _CvxpyOnly  # an array has no derivative: numpy's constants are meant for cvxpy
 
 
 def torch_branch(function: UserCallable, point: Sequence[Tensor]) -> Callable[..., Tensor] | None:

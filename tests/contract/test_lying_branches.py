@@ -1,6 +1,7 @@
 """Callables whose torch branch does not say what their cvxpy branch says: eleven mutants of a right one."""
 
 import cvxpy as cp
+import numpy as np
 import pytest
 import torch
 
@@ -108,3 +109,17 @@ def test_a_harmless_one_is_not(mutant):
 def test_a_write_is_named():
     with pytest.raises(DeclarationError, match=r"objective .*writes into its argument .* in place"):
         layer(f=overwritten_afterwards)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # numpy's, of the very thing
+def test_constants_of_numpy_make_no_torch_branch():
+    """A tensor less an array is an array, which has no derivative: what is meant is the cvxpy branch."""
+    capacity = np.array([0.5, 2.0, 2.0])
+    layer = OptLayer(
+        [cp.Variable(3)],
+        [cp.Parameter(3)],
+        lambda z, x: cp.sum_squares(z - x),
+        inequalities=[lambda z, x: z - capacity],
+    )
+    found = layer(torch.ones(3, dtype=DOUBLE))
+    assert torch.allclose(found, torch.tensor([0.5, 1.0, 1.0], dtype=DOUBLE))
