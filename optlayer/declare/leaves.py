@@ -97,13 +97,18 @@ def attribute_equalities(variable: cp.Variable) -> list[Constraint]:
     """symmetric and diag as expressions == 0."""
     name, n = variable.name(), variable.shape[0] if variable.shape else 1
     found: list[Constraint] = []
-    if _present(variable.attributes.get("symmetric")) and n > 1:
+    if is_symmetric(variable):
         i, j = np.triu_indices(n, 1)
         found.append((f"symmetry of {name!r}", lambda z: _entries(z, i * n + j) - _entries(z, j * n + i)))
     if _present(variable.attributes.get("diag")) and n > 1:
         off = np.flatnonzero(~np.eye(n, dtype=bool))
         found.append((f"diagonality of {name!r}", lambda z: _entries(z, off)))
     return found
+
+
+def is_symmetric(variable: cp.Variable) -> bool:
+    """Whether it is declared so, and has something to be so in."""
+    return _present(variable.attributes.get("symmetric")) and variable.size > 1
 
 
 def _entries(z: cp.Expression, index: np.ndarray) -> cp.Expression:

@@ -148,9 +148,13 @@ class SmoothCompiler:
         return affine_blocks(f, g, h, n, self._on_flat_point(self.points[0])[1])
 
     def variables(self) -> tuple[Gather, ...]:
-        """x -> the value of each variable."""
-        shapes = [v.shape for v in self.posed.variables]
-        return tuple(Gather.run(start, shape) for start, shape in _runs(shapes))
+        """x -> the value of each variable; of symmetric ones one triangle, for they are so to the last bit."""
+        models = self.declaration.variables
+        runs = _runs([v.shape for v in self.posed.variables])
+        return tuple(
+            Gather.run(*run).symmetric() if leaf.is_symmetric(model) else Gather.run(*run)
+            for model, run in zip(models, runs, strict=True)
+        )
 
     def duals(self) -> tuple[tuple[Gather, ...], ...]:
         """(ν, λ) -> the multiplier of each of the user's constraints."""

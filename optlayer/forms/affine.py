@@ -253,6 +253,12 @@ class Gather:
         size = prod(shape)
         return cls.of(np.arange(start, start + size).reshape(shape), np.ones(shape))
 
+    def symmetric(self) -> "Gather":
+        """A square matrix whose lower triangle reads what its upper one does."""
+        square = (part.reshape(self.shape) for part in (self.index, self.coefficient))
+        index, coefficient = ((torch.triu(part) + torch.triu(part, 1).mT).reshape(-1) for part in square)
+        return Gather(index, coefficient, self.shape, self.empty)
+
     def __call__(self, v: Float64[Tensor, "*batch n"]) -> Float64[Tensor, "..."]:
         batch = v.shape[:-1]
         if self.empty:
