@@ -66,6 +66,23 @@ def test_a_hessian_of_zeros_is_no_obstacle():
     assert torch.allclose(E.mT(mu), a, atol=1e-11)
 
 
+def test_solve_always_refines_as_often_as_K_needs():
+    """Where E is nearly singular on coordinates that H does not hold, a refinement gains two digits only."""
+    n, B = 4, 2
+    U, V = torch.linalg.qr(normal(2, B, n, n)).Q
+    singular_values = torch.ones(B, n, dtype=DOUBLE)
+    singular_values[1, -1] = 3e-4
+    nearly = U * singular_values.unsqueeze(1) @ V
+    E = Dense(torch.cat([nearly, torch.eye(n, dtype=DOUBLE).expand(B, n, n)], 2))
+    H = diagonal(torch.cat([torch.zeros(B, n, dtype=DOUBLE), torch.ones(B, n, dtype=DOUBLE)], 1))
+    a, c = normal(B, 2 * n, seed=1), normal(B, n, seed=2)
+    factor = Factor(Base.of(H, E), None, torch.zeros(B, n, dtype=DOUBLE))
+    x, mu = factor.solve_always(a, c)
+    assert factor.regular.all()
+    left = torch.cat([a - H @ x - E.mT(mu), c - E @ x], 1).abs().amax(1)
+    assert (left < 1e-14 * torch.cat([x, mu], 1).abs().amax(1)).all()
+
+
 def test_many_rows_are_left_out_sample_by_sample():
     B, n, k = 3, 40, MANY + 40
     H, E = hessian("constant", B, n), Dense(normal(1, k, n))
