@@ -53,6 +53,33 @@ def test_torch_func_nestings(nesting):
     assert torch.allclose(vmap(ours)(batch), vmap(theirs)(batch), rtol=1e-12)
 
 
+class Triangular:
+    """F(u; a) = (u₀² - a₀, u₁ - a₁u₀): J and Jᵀ differ."""
+
+    def residual(self, u, a):
+        return torch.stack([u[:, 0] ** 2 - a[:, 0], u[:, 1] - a[:, 1] * u[:, 0]], 1)
+
+    def inverse(self, b, u, a, transposed):
+        J = torch.diag_embed(torch.stack([2 * u[:, 0], torch.ones_like(u[:, 1])], 1))
+        J[:, 1, 0] = -a[:, 1]
+        return torch.linalg.solve(J.mT if transposed else J, b)
+
+
+@pytest.mark.parametrize("outer", [jacrev, jacfwd])
+@pytest.mark.parametrize("inner", [jacrev, jacfwd])
+def test_a_jacobian_is_not_taken_for_its_transpose(outer, inner):
+    def closed_form(a):
+        return a[0].sqrt() * torch.stack([torch.ones_like(a[0]), a[1]])
+
+    def ours(a):
+        return attach(Triangular(), closed_form(a.detach())[None], (a[None],))[0]
+
+    a = A[1:]
+    assert torch.allclose(inner(ours)(a), inner(closed_form)(a), rtol=1e-12)
+    if (outer, inner) != (jacfwd, jacfwd):
+        assert torch.allclose(outer(inner(ours))(a), outer(inner(closed_form))(a), rtol=1e-12)
+
+
 def test_forward_over_forward_raises():
     """torch switches forward mode off inside a custom rule: the inner tangent would be lost."""
     with pytest.raises(NotImplementedError, match=r"forward-over-forward.*torch\.func\.hessian"):
@@ -88,6 +115,37 @@ def test_only_what_needs_a_gradient_is_differentiated():
     (attach(Product(), (A * b).sqrt()[None], (a[None], b[None]))).sum().backward()
     assert torch.allclose(a.grad, 0.5 * (b / A).sqrt())
     assert b.grad is None
+
+
+def test_only_what_has_a_tangent_is_differentiated():
+    class Closed(torch.autograd.Function):
+        """Data of which the residual has no derivative."""
+
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(b):
+            return b.clone()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, b_bar):
+            raise AssertionError("differentiated with respect to what stands still")
+
+    class Product(SquareRoot):
+        def residual(self, u, a, b):
+            return u * u - a * Closed.apply(b)
+
+        def inverse(self, rhs, u, a, b, transposed):
+            del a, b, transposed
+            return rhs / (2 * u)
+
+    b = 2 * A
+    _, tangent = jvp(lambda a: attach(Product(), (A * b).sqrt()[None], (a[None], b[None])), (A,), (A,))
+    assert torch.allclose(tangent[0], 0.5 * (A * b).sqrt())
 
 
 def test_nothing_is_kept_without_grad():

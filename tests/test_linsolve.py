@@ -1,11 +1,14 @@
 """The symmetric solve: right, differentiable in every mode, honest about singular matrices."""
 
+import math
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacfwd, jacrev, vmap
 
-from optlayer.linsolve import linsolve, matvec, solve
+from optlayer import linsolve as module
+from optlayer.linsolve import linsolve, matvec, ruiz, solve
 
 DOUBLE = torch.float64
 
@@ -109,6 +112,40 @@ def test_minimum_norm_is_of_the_unscaled_matrix_and_symmetric():
     K = torch.tensor([[1e4, 1e2, 0.0], [1e2, 1.0, 0.0], [0.0, 0.0, -1.0]], dtype=DOUBLE)
     pseudo_inverse = torch.stack([solve(K, e, 2).x for e in torch.eye(3, dtype=DOUBLE)])
     assert torch.allclose(pseudo_inverse, torch.linalg.pinv(K), rtol=1e-9, atol=1e-16)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e9])
+@pytest.mark.parametrize("least", [1.0, 1e-3, 1e-7])
+def test_a_regular_matrix_needs_no_eigendecomposition(least, scale, monkeypatch):
+    """Nor does one that is nearly singular: there |x| is large, and so is what rounding leaves of b."""
+    monkeypatch.setattr(module, "_minimum_norm", None)
+    n = 6
+    Q = torch.linalg.qr(kkt(n, 0, batch=4)[0]).Q
+    eigenvalues = torch.tensor([least, 1.0, -1.0, 0.5, -0.5, 1.0], dtype=DOUBLE)
+    K, b = Q * eigenvalues @ Q.mT, scale * kkt(n, 0, batch=4)[1]
+    found = solve(K, b, 3)
+    assert not found.singular.any()
+    assert torch.allclose(found.x, matvec(Q / eigenvalues @ Q.mT, b), rtol=1e-13 / least)
+
+
+def test_a_factorization_that_returns_garbage_is_found_out(monkeypatch):
+    """Some builds of torch do: the residual is what is believed."""
+    K, b = kkt(4, 2, batch=3)
+    right = solve(K, b, 4).x
+    monkeypatch.setattr(torch.linalg, "ldl_solve", lambda factor, pivots, b: 0.5 * b)
+    assert torch.allclose(solve(K, b, 4).x, right, rtol=1e-9)
+
+
+def test_a_null_vector_orthogonal_to_a_plain_wave_is_seen():
+    """cos(k - 1) - 2 cos(1) cos(k) + cos(k + 1) = 0: that generic right-hand side would miss it."""
+    z = torch.tensor([1.0, -2 * math.cos(1.0), 1.0], dtype=DOUBLE)
+    K = torch.eye(3, dtype=DOUBLE) - torch.outer(z, z) / (z @ z)
+    assert solve(K, K[:, 0], 3).singular
+    assert solve(K, K[:, 0], 3).free.all()
+
+
+def test_there_is_nothing_to_equilibrate_without_unknowns():
+    assert ruiz(torch.zeros(2, 0, 0, dtype=DOUBLE)).shape == (2, 0)
 
 
 def test_a_sample_that_is_not_finite_harms_no_other():
