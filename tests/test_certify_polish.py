@@ -1,15 +1,19 @@
 """The certificate tells right from wrong at every scale; polish turns rough points into exact ones."""
 
+import math
+
 import cvxpy as cp
 import pytest
 import torch
 
 from optlayer import certify
+from optlayer.cones import Nonnegative, Product, SecondOrder
 from optlayer.declare.declaration import Declaration
 from optlayer.declare.problem import ProblemDeclaration
 from optlayer.declare.routes import compile_declaration
-from optlayer.forms import Point
+from optlayer.forms import Local, Point
 from optlayer.forms.kkt import Instance
+from optlayer.matrix import Dense
 from optlayer.polish import polish
 from optlayer.solve import _ran_away
 
@@ -193,6 +197,147 @@ def test_a_point_far_from_a_doubted_answer_is_not_believed():
     assert _ran_away(problem, Z, far, doubted).all()
     assert not _ran_away(problem, Z, far, ~doubted).any()
     assert not _ran_away(problem, 1e17 * Z, far, doubted).any()
+
+
+CURVED, FLAT = range(2)  # samples: f curves in some coordinates; f is 0
+
+
+def made_up(auxiliary: bool) -> tuple[Local, Point]:
+    """Rows, columns and entries of zeros among numbers of very different sizes; an inequality and a cone."""
+    r = torch.Generator().manual_seed(3)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return 10 ** (4 * torch.rand(2, *shape, generator=r, dtype=DOUBLE) - 3) * torch.sign(
+            torch.randn(2, *shape, generator=r, dtype=DOUBLE)
+        )
+
+    H, gradient, G, A = numbers(5, 5), numbers(5), numbers(4, 5), numbers(2, 5)
+    H = H @ H.mT
+    H[:, 3:], H[:, :, 3:] = 0.0, 0.0
+    H[FLAT], gradient[FLAT], gradient[:, 3] = 0.0, 0.0, 0.0
+    G[:, 0, 1:3], G[:, 3], A[:, 1, 0], A[:, :, 4] = 0.0, 0.0, 0.0, 0.0
+    x, lam, nu = numbers(5), numbers(4).abs(), numbers(2)
+    x[:, 1], lam[:, 1], nu[:, 0] = 0.0, 0.0, 1e-9
+    dual = Product((Nonnegative(1), SecondOrder(2), Nonnegative(1)))
+    g, h = numbers(4), numbers(2)
+    return Local(gradient, Dense(H), g, Dense(G), h, Dense(A), dual, auxiliary), Point(x, lam, nu)
+
+
+def scales_by_hand(at: Local, point: Point, unit: float, k: int) -> dict[str, list[float]]:
+    """The scales of sample k, number by number, as the module's docstrings define them."""
+    H, G, A = (M.dense()[k].abs().tolist() for M in (at.hessian, at.G, at.A))
+    gradient, x, lam, nu = (a[k].abs().tolist() for a in (at.gradient, point.x, point.lam, point.nu))
+    q = (at.gradient - at.hessian @ point.x)[k].abs().tolist()
+    g0, h0 = (at.g - at.G @ point.x)[k].abs().tolist(), (at.h - at.A @ point.x)[k].abs().tolist()
+    n, rows = range(len(x)), [*zip(G, g0), *zip(A, h0)]
+    none = math.inf
+
+    def times(M, v):
+        return [sum(a * b for a, b in zip(row, v)) for row in M]
+
+    def column(M, j):
+        return [row[j] for row in M]
+
+    def least(entries, of):
+        return min((t / a for a, t in zip(entries, of) if a > 0 and t > 0), default=none)
+
+    def finite(a):
+        return 0.0 if a == none else a
+
+    def over_blocks(a, how=max):
+        return [a[0], how(a[1:3]), how(a[1:3]), a[3]]
+
+    def passed_on(lengths):
+        size = [a + b for a, b in zip(times(H, lengths), q)]
+        for _ in range(certify.PASSES):
+            y = over_blocks([finite(least(row, size)) for row in G]) + [finite(least(row, size)) for row in A]
+            size = [max([size[j], *(a * b for a, b in zip(column(G + A, j), y))]) for j in n]
+        return [max(s, certify.FLOOR * max(size)) for s in size]
+
+    of_f = [a + b for a, b in zip(times(H, x), gradient)]
+    terms = [
+        of_f[j] + sum(a * b for a, b in zip(column(G, j), lam)) + sum(a * b for a, b in zip(column(A, j), nu))
+        for j in n
+    ]
+    reach_of_rows = [a + b for (_, b), a in zip(rows, times(G + A, x))]
+    alone = [q[j] / H[j][j] if H[j][j] else 0.0 for j in n]
+    if at.auxiliary:
+        longest = max(b / min(filter(None, row)) for row, b in rows if any(row))
+        longest = max(longest, *alone) or 1.0
+        allowed = over_blocks(reach_of_rows[:4]) + reach_of_rows[4:]
+        lengths = [max(x[j], finite(least(column(G + A, j), allowed))) for j in n]
+        lengths = [max(length, certify.FLOOR * longest) for length in lengths]
+        reach = [max(a, b) for a, b in zip(lengths, alone)]
+        widest = [max(a, certify.ROOM * longest) for a in lengths]
+        terms = [a + b for a, b in zip(terms, passed_on(lengths))]
+    else:
+        peak_G, peak_A = max(map(max, G)), max(map(max, A))
+        across = max(*x, max(g0) / peak_G, max(h0) / peak_A)
+        own = [of_f[j] / H[j][j] if H[j][j] else across for j in n]
+        lengths = reach = widest = [max(unit, x[j], own[j]) for j in n]
+        idle = [not any(H[j]) and q[j] == 0 for j in n]
+        handed = passed_on(lengths)
+        terms = [terms[j] + certify.FLOOR * handed[j] * idle[j] for j in n]
+    most = certify.LARGEST * max(a + b for a, b in zip(times(H, lengths), gradient))
+    terms = [min(t, most or none) for t in terms]
+    reached, floor = times(G, reach), times(G + A, widest)
+    rounding = certify.ROUNDING * max(terms)
+    return {
+        "stationarity": [t + unit * certify.FLOOR * sum(row) for t, row in zip(terms, H)],
+        "inequality": over_blocks([r + certify.FLOOR * f for r, f in zip(reach_of_rows, floor)][:4]),
+        "equality": [r + certify.FLOOR * f for r, f in zip(reach_of_rows, floor)][4:],
+        "multiplier": over_blocks([least(row, terms) for row in G], min),
+        "slack": over_blocks([r + f for r, f in zip(reach_of_rows, reached)]),
+        "rounding": over_blocks([rounding / max(row) if any(row) else none for row in G]),
+        "length": widest,
+    }
+
+
+@pytest.mark.parametrize("sample", [CURVED, FLAT])
+@pytest.mark.parametrize("auxiliary", [False, True])
+@pytest.mark.parametrize("unit", [0.0, 3.0])
+@pytest.mark.parametrize("multipliers", [1.0, 1e8])
+def test_scales_are_what_they_are_defined_to_be(sample, auxiliary, unit, multipliers):
+    at, point = made_up(auxiliary)
+    point = point._replace(lam=multipliers * point.lam)
+    found = certify.scales(at, point, unit)
+    for name, expected in scales_by_hand(at, point, unit, sample).items():
+        assert getattr(found, name)[sample].tolist() == pytest.approx(expected, rel=1e-12, abs=0.0), name
+
+
+def test_tau_is_the_power_of_two_that_brings_slack_and_multiplier_together():
+    at, point = made_up(auxiliary=False)
+    found = certify.scales(at, point)
+    ratio = found.slack / found.multiplier
+    assert torch.equal(found.tau[0, :3], 2.0 ** ratio[0, :3].log2().round())
+    assert not torch.equal(found.tau[0, :3], torch.ones(3, dtype=DOUBLE))
+    assert found.tau[0, 3] == 1.0  # a row of zeros: no multiplier would matter
+
+
+def test_the_sensitivity_to_the_data_is_added_to_each_kind_of_row():
+    at, point = made_up(auxiliary=False)
+    plain = certify.scales(at, point)
+    data = torch.arange(1.0, 12.0, dtype=DOUBLE).expand(2, -1)
+    found = plain.plus(data, at.dual)
+    assert torch.equal(found.stationarity, plain.stationarity + data[:, :5])
+    assert torch.equal(found.inequality, plain.inequality + torch.tensor([6.0, 8.0, 8.0, 9.0]))
+    assert torch.equal(found.equality, plain.equality + data[:, 9:])
+    assert found[3:] == plain[3:]
+
+
+def test_rows_that_hold_nothing_but_rounding_are_empty():
+    """1e-17 in a coordinate beside others of 1, or in a multiplier; or no terms at all."""
+    at, _ = made_up(auxiliary=False)
+    H = torch.diag_embed(torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]] * 2, dtype=DOUBLE))
+    eye = torch.eye(5, dtype=DOUBLE).expand(2, 5, 5)
+    x = torch.tensor([[1.0, 1e-17, 2.0, 1e-17, 1.0]] * 2, dtype=DOUBLE)
+    lam, nu = torch.ones(2, 4, dtype=DOUBLE), torch.tensor([[0.5, 1e-17]] * 2, dtype=DOUBLE)
+    at = at._replace(gradient=x * H.sum(2), hessian=Dense(H), G=Dense(eye[:, :4]), A=Dense(eye[:, [2, 3]]))
+    at = at._replace(g=at.G @ x, h=at.A @ x, dual=Product((Nonnegative(4),)))
+    found = certify.without_empty_rows(at, Point(x, 1e-17 * lam, nu), certify.scales(at, Point(x, lam, nu)))
+    assert found.stationarity.isinf().tolist() == [[False, True, False, True, True]] * 2
+    assert found.inequality.isinf().tolist() == [[False, True, False, True]] * 2
+    assert found.equality.isinf().tolist() == [[False, True]] * 2
 
 
 def test_large_multipliers_excuse_nothing():
