@@ -202,8 +202,9 @@ def test_a_point_far_from_a_doubted_answer_is_not_believed():
 CURVED, FLAT = range(2)  # samples: f curves in some coordinates; f is 0
 
 
-def made_up(auxiliary: bool) -> tuple[Local, Point]:
+def made_up(auxiliary: bool, large: str = "") -> tuple[Local, Point]:
     """Rows, columns and entries of zeros among numbers of very different sizes; an inequality and a cone."""
+    size = {"f": 1e-9, "g": 1.0, "h": 1.0} | ({large: 1e3} if large else {})
     r = torch.Generator().manual_seed(3)
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -211,15 +212,15 @@ def made_up(auxiliary: bool) -> tuple[Local, Point]:
             torch.randn(2, *shape, generator=r, dtype=DOUBLE)
         )
 
-    H, gradient, G, A = numbers(5, 5), numbers(5), numbers(4, 5), numbers(2, 5)
-    H = H @ H.mT
+    H, gradient, G, A = numbers(5, 5), size["f"] * numbers(5), numbers(4, 5), numbers(2, 5)
+    H = 1e-9 * H @ H.mT
     H[:, 3:], H[:, :, 3:] = 0.0, 0.0
     H[FLAT], gradient[FLAT], gradient[:, 3] = 0.0, 0.0, 0.0
-    G[:, 0, 1:3], G[:, 3], A[:, 1, 0], A[:, :, 4] = 0.0, 0.0, 0.0, 0.0
+    G[:, 0, 2], G[:, :, 1], G[:, 3], A[:, 1, 0], A[:, :, 1], A[:, :, 4] = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     x, lam, nu = numbers(5), numbers(4).abs(), numbers(2)
     x[:, 1], lam[:, 1], nu[:, 0] = 0.0, 0.0, 1e-9
     dual = Product((Nonnegative(1), SecondOrder(2), Nonnegative(1)))
-    g, h = numbers(4), numbers(2)
+    g, h = size["g"] * numbers(4), size["h"] * numbers(2)
     return Local(gradient, Dense(H), g, Dense(G), h, Dense(A), dual, auxiliary), Point(x, lam, nu)
 
 
@@ -297,8 +298,9 @@ def scales_by_hand(at: Local, point: Point, unit: float, k: int) -> dict[str, li
 @pytest.mark.parametrize("auxiliary", [False, True])
 @pytest.mark.parametrize("unit", [0.0, 3.0])
 @pytest.mark.parametrize("multipliers", [1.0, 1e8])
-def test_scales_are_what_they_are_defined_to_be(sample, auxiliary, unit, multipliers):
-    at, point = made_up(auxiliary)
+@pytest.mark.parametrize("large", ["", "f", "g", "h"])
+def test_scales_are_what_they_are_defined_to_be(sample, auxiliary, unit, multipliers, large):
+    at, point = made_up(auxiliary, large)
     point = point._replace(lam=multipliers * point.lam)
     found = certify.scales(at, point, unit)
     for name, expected in scales_by_hand(at, point, unit, sample).items():
@@ -326,13 +328,13 @@ def test_the_sensitivity_to_the_data_is_added_to_each_kind_of_row():
 
 
 def test_rows_that_hold_nothing_but_rounding_are_empty():
-    """1e-17 in a coordinate beside others of 1, or in a multiplier; or no terms at all."""
+    """1e-17 in a coordinate beside others of 1, or in a multiplier beside others of 0.5."""
     at, _ = made_up(auxiliary=False)
     H = torch.diag_embed(torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]] * 2, dtype=DOUBLE))
     eye = torch.eye(5, dtype=DOUBLE).expand(2, 5, 5)
-    x = torch.tensor([[1.0, 1e-17, 2.0, 1e-17, 1.0]] * 2, dtype=DOUBLE)
+    x = torch.tensor([[1.0, 1e-17, 2.0, 1e-17, 1e-17]] * 2, dtype=DOUBLE)
     lam, nu = torch.ones(2, 4, dtype=DOUBLE), torch.tensor([[0.5, 1e-17]] * 2, dtype=DOUBLE)
-    at = at._replace(gradient=x * H.sum(2), hessian=Dense(H), G=Dense(eye[:, :4]), A=Dense(eye[:, [2, 3]]))
+    at = at._replace(gradient=x * H.sum(2), hessian=Dense(H), G=Dense(eye[:, :4]), A=Dense(eye[:, [2, 4]]))
     at = at._replace(g=at.G @ x, h=at.A @ x, dual=Product((Nonnegative(4),)))
     found = certify.without_empty_rows(at, Point(x, 1e-17 * lam, nu), certify.scales(at, Point(x, lam, nu)))
     assert found.stationarity.isinf().tolist() == [[False, True, False, True, True]] * 2
