@@ -1,6 +1,7 @@
 """Projections and their derivatives: against definitions, finite differences, each other and 50 digits."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from itertools import product
@@ -31,6 +32,7 @@ from optlayer.cones import (
     Zero,
 )
 from optlayer.cones.orderings import smat, svec, triangle
+from optlayer.cones.roots import increasing_root
 
 mpmath.mp.dps = 50
 
@@ -306,6 +308,69 @@ def test_snap_from_inside(cone: ConvexCone) -> None:
     assert (moved - just_inside).abs().max() < 1e-9
 
 
+def touched(cone: ConvexCone, v: Tensor) -> list[Tensor]:
+    """The boundary points of K whose normals `outer_normals` promises, for v inside."""
+    if isinstance(cone, Exponential):
+        x, y, z = v.unbind(-1)
+        return [torch.stack([x, y, y * (x / y).exp()], -1), torch.stack([y * (z / y).log(), y, z], -1)]
+    m = len(cone.alphas)
+    x, z = v[..., :m], v[..., m:]
+    bound = (x ** torch.tensor(cone.alphas, dtype=v.dtype)).prod(-1, keepdim=True)
+    return [torch.cat([x, bound * z / z.norm(dim=-1, keepdim=True)], -1)]
+
+
+def touched_by_the_polar(cone: ConvexCone, v: Tensor) -> list[Tensor]:
+    """The same of the polar cone, for `rays`."""
+    if isinstance(cone, Exponential):
+        x, y, z = v.unbind(-1)
+        same_xy, same_xz = -x * (y / x - 1).exp(), x * (1 + (-z / x).log())
+        return [torch.stack([x, y, same_xy], -1), torch.stack([x, same_xz, z], -1)]
+    m, alphas = len(cone.alphas), torch.tensor(cone.alphas, dtype=v.dtype)
+    x, z = v[..., :m], v[..., m:]
+    bound = ((-x / alphas) ** alphas).prod(-1, keepdim=True)
+    return [torch.cat([x, bound * z / z.norm(dim=-1, keepdim=True)], -1)]
+
+
+@pytest.mark.parametrize("cone", CURVED, ids=str)
+def test_normals_touch_the_cone_where_they_say(cone: ConvexCone) -> None:
+    """Unit vectors of the polar cone, and of K itself: one is orthogonal to each point that is named."""
+
+    def inside(cone: ConvexCone) -> Tensor:
+        return (
+            cone.project(sample(cone))
+            + cone.project(sample(cone, seed=1))
+            + cone.project(sample(cone, seed=2))
+        )
+
+    v, w = inside(cone), -inside(cone.dual)
+    v, w = v[(v[:, :2] != 0).all(-1)], w[(w[:, :2] != 0).all(-1)]
+    normals, rays = cone.outer_normals(v), cone.rays(w)
+    assert cone.dual.contains(-normals, 1e-12).all()
+    assert cone.contains(rays, 1e-12).all()
+    for vectors, points in ((normals, touched(cone, v)), (rays, touched_by_the_polar(cone, w))):
+        assert vectors.shape == (len(points[0]), *vectors.shape[1:])
+        close(size(vectors), torch.ones_like(size(vectors)))
+        for point in points:
+            heights = (vectors * point.unsqueeze(-2)).sum(-1).abs().amin(-1)
+            assert (heights <= 1e-12 * size(point)).all()
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_a_root_next_to_a_logarithm_s_end_takes_three_evaluations(end: float) -> None:
+    """Newton in the logarithm of the distance to the end is exact there; bisection would take forty."""
+    evaluations = []
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        evaluations.append(x)
+        distance = (x - end).abs()
+        return (1 - 2 * end) * (distance.log() + 20.0), 1 / distance
+
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    root = increasing_root(function, zero, zero + 1, zero + 0.5)
+    assert (root - end).abs().item() == pytest.approx(math.exp(-20.0), rel=1e-7)
+    assert len(evaluations) <= 3
+
+
 def test_kinks_of_the_exponential_cones_flat_faces() -> None:
     cone = Exponential()
     v = torch.tensor(
@@ -377,6 +442,13 @@ def test_semidefinite_closed_form(n: int, scale: float) -> None:
     d = cone.spectrum(v).d
     assert int((d == 1).sum()) == triangle(positive)
     assert int((d == 0).sum()) == triangle(n - positive)
+
+
+def test_second_order_frames_are_orthonormal_in_every_direction() -> None:
+    """A Householder vector must not cancel: not for x along -e₁, nor next to it."""
+    v = torch.tensor([[0.5, sign, tilt, 0.0] for sign in (-1.0, 1.0) for tilt in (0.0, 1e-9, -1e-4)])
+    _, W = SecondOrder(4).eigen(v.to(torch.float64))
+    close(W.mT @ W, torch.eye(4, dtype=torch.float64).expand_as(W), 1e-14)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
