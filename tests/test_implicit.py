@@ -148,6 +148,25 @@ def test_only_what_has_a_tangent_is_differentiated():
     assert torch.allclose(tangent[0], 0.5 * (A * b).sqrt())
 
 
+@pytest.mark.parametrize("mode", [jacrev, jacfwd])
+def test_autocast_does_not_round_the_derivative(mode):
+    """A root found in single precision, of u² = Wa: under autocast the product would be of half precision."""
+    W = torch.linalg.vander(torch.tensor([0.3, 0.7, 1.1]))
+
+    class Single(SquareRoot):
+        def residual(self, u, a):
+            return u * u - (a @ W.T).to(u.dtype)
+
+    def root(a):
+        return attach(Single(), (a.detach() @ W.T).double().sqrt()[None], (a[None],))[0]
+
+    a = A.float()
+    u = root(a)
+    with torch.autocast("cpu", torch.bfloat16):
+        jacobian = mode(lambda a: attach(Single(), u[None], (a[None],))[0])(a)
+    assert torch.allclose(jacobian.double(), W / (2 * u[:, None]), rtol=1e-6)
+
+
 def test_nothing_is_kept_without_grad():
     a = A.clone().requires_grad_()
     with torch.no_grad():
