@@ -293,6 +293,18 @@ def test_snap_leaves_the_rest_alone(cone: ConvexCone) -> None:
     assert kink.all()
 
 
+@pytest.mark.parametrize("cone", KINKED, ids=str)
+def test_snap_takes_any_batch(cone: ConvexCone) -> None:
+    v = torch.cat([place[:4] for _, place in at_kinks(cone)])
+    v = torch.cat([v, sample(cone, 12 - len(v) % 12, seed=3)]) if len(v) % 12 else v
+    near = torch.full((len(v),), 1e-9, dtype=torch.float64)
+    moved, kink = cone.snap(v, near)
+    some, those = cone.snap(v.unflatten(0, (2, -1)), near.unflatten(0, (2, -1)))
+    close(some.flatten(0, 1), moved, 1e-14)
+    assert torch.equal(those.flatten(0, 1), kink)
+    close(torch.stack([cone.snap(row, near[0])[0] for row in v]), moved, 1e-14)
+
+
 @pytest.mark.parametrize("cone", [Exponential(), DualExponential(), *POWERS], ids=str)
 def test_snap_from_inside(cone: ConvexCone) -> None:
     """Inside of K, and of its polar, the boundary is near as well."""
@@ -366,7 +378,7 @@ def test_a_root_next_to_a_logarithm_s_end_takes_three_evaluations(end: float) ->
         return (1 - 2 * end) * (distance.log() + 20.0), 1 / distance
 
     zero = torch.zeros(1, 1, dtype=torch.float64)
-    root = increasing_root(function, zero, zero + 1, zero + 0.5)
+    root = increasing_root(function, zero, zero + 1, zero + 0.3)
     assert (root - end).abs().item() == pytest.approx(math.exp(-20.0), rel=1e-7)
     assert len(evaluations) <= 3
 
@@ -628,6 +640,10 @@ def test_blocks() -> None:
     a = torch.arange(9.0, dtype=torch.float64)[None] - 4
     assert cone.over_blocks(a).tolist() == [[-4, -3, 0, 0, 0, 1, 4, 4, 4]]
     assert cone.over_blocks(a, "sum").tolist() == [[-4, -3, -3, -3, -3, 1, 9, 9, 9]]
+    values = sample(MIXED, 6)
+    assert torch.equal(
+        MIXED.over_blocks(values.unflatten(0, (2, 3))).flatten(0, 1), MIXED.over_blocks(values)
+    )
 
 
 def test_a_product_snaps_by_block() -> None:
