@@ -1,6 +1,7 @@
 """The certificate tells right from wrong at every scale; polish turns rough points into exact ones."""
 
 import math
+from types import SimpleNamespace
 
 import cvxpy as cp
 import pytest
@@ -14,7 +15,19 @@ from optlayer.declare.routes import compile_declaration
 from optlayer.forms import Local, Point
 from optlayer.forms.kkt import Instance
 from optlayer.matrix import Dense
-from optlayer.polish import polish
+from optlayer.newton import Iterate, Search, _shifts, begin
+from optlayer.polish import (
+    LONG,
+    Polished,
+    _after,
+    _ahead,
+    _moves,
+    _negligible,
+    _to_rest,
+    polish,
+    restlessness,
+    settle,
+)
 from optlayer.solve import _ran_away
 
 DOUBLE = torch.float64
@@ -179,6 +192,187 @@ def test_the_rows_of_a_cone_share_one_scale():
     for rows in (scale.inequality, scale.multiplier, scale.slack, scale.tau):
         assert torch.equal(rows, form.dual.over_blocks(rows))
     assert not torch.equal(case.sensitivity(u, scale.tau)[:, form.n : form.n + form.m], scale.inequality)
+
+
+def conic() -> Instance:
+    """A distance in a ball and on a plane: variables that are not the user's, two cones, an equality."""
+    z, x, t = cp.Variable(3), cp.Parameter(3), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.norm2(z - x) + 0.1 * cp.sum(z)), [cp.norm2(z) <= t, cp.sum(z) == 0.5])
+    form = compile_declaration(ProblemDeclaration.of(problem), "cone").form
+    x = torch.tensor([[1.0, 2.0, 3.0], [1.0, 0.1, -0.3]], dtype=DOUBLE)
+    return Instance(form, (x, torch.ones(2, dtype=DOUBLE)), 2)
+
+
+def noisy(point: Point, size: float) -> Point:
+    r = torch.Generator().manual_seed(0)
+    return Point(*(part + size * torch.randn(part.shape, generator=r, dtype=DOUBLE) for part in point))
+
+
+def solved() -> tuple[Instance, Polished]:
+    problem = conic()
+    found = polish(problem, noisy(problem.nowhere, 1.0), patience=LONG)
+    assert (found.merit < 1e-12).all()
+    return problem, found
+
+
+def test_the_step_ahead_is_newton_s():
+    """0 at a solution; from nearby, in another unit of v, it leaves the square of the distance."""
+    problem, exact = solved()
+    assert torch.cat(_ahead(problem, exact)[:3], 1).abs().max() < 1e-11
+    near = settle(problem, noisy(exact.point, 1e-5))
+    search, _, _ = begin(problem, noisy(exact.point, 1e2))
+    after = _after(search, near, _ahead(problem, near))
+    assert not torch.equal(search.tau, near.tau)
+    assert (near.point.x - exact.point.x).abs().max() > 1e-6
+    for found, right in zip(search.point(after), exact.point):
+        assert (found - right).abs().max() < 1e-7
+
+
+def test_what_a_step_moves():
+    problem, exact = solved()
+    step = _ahead(problem, exact)
+    still = step._replace(x=0 * step.x, v=0 * step.v)
+    assert not _moves(problem, exact, still).any()
+    v = problem.form.split(exact.u)[1]
+    for part, size in (("x", exact.point.x.abs()), ("v", problem.form.dual.over_blocks(v.abs()))):
+        for times, moves in ((2.0, True), (0.5, False)):
+            moved = getattr(still, part).clone()
+            moved[1, 0] = times * 1e-11 * size[1, 0]
+            assert _moves(problem, exact, still._replace(**{part: moved})).tolist() == [False, moves]
+
+
+def test_a_last_step_is_taken_where_only_the_step_still_says_something():
+    """Where the merit is rounding and the step would move x; nowhere else."""
+    problem, exact = solved()
+    search, _, near = begin(problem, noisy(exact.point, 1e-9))
+    settled = settle(problem, search.point(near))
+    done = _to_rest(search, near._replace(merit=torch.tensor([1e-13, 1e-6], dtype=DOUBLE)), settled)
+    far = (settled.point.x - exact.point.x).abs().amax(1)
+    left = (done.point.x - exact.point.x).abs().amax(1)
+    assert (far > 1e-10).all()
+    assert left[0] < 1e-13
+    assert left[1] > 1e-10
+    stays = _to_rest(search, near._replace(merit=torch.full((2,), 1e-6, dtype=DOUBLE)), settled)
+    assert torch.equal(stays.point.x, settled.point.x)
+    assert torch.equal(stays.ahead.x, _ahead(problem, settled).x)
+
+
+def test_restlessness_is_a_share_of_the_user_s_x():
+    problem, exact = solved()
+    near = settle(problem, noisy(exact.point, 1e-5))
+    seen, step = problem.form.seen, _ahead(problem, near).x
+    for k in range(2):
+        share = step[k, seen].abs().max() / near.point.x[k, seen].abs().max()
+        assert restlessness(problem, near)[k].item() == pytest.approx(share.item())
+
+
+@pytest.mark.parametrize("worst_rows", ["stationarity", "inequality", "equality"])
+def test_the_merit_is_the_worst_relative_row_of_the_normal_map(worst_rows):
+    at, point = made_up(auxiliary=False, large="f")
+    everywhere = SimpleNamespace(borders=SimpleNamespace(holds=lambda x: torch.ones(2, dtype=torch.bool)))
+    tau, length = torch.full((2, 4), 2.0, dtype=DOUBLE), torch.full((2, 5), 1e6, dtype=DOUBLE)
+    handed = torch.full((2, 5), 0.3 if worst_rows == "stationarity" else 1e30, dtype=DOUBLE)
+    v = torch.linspace(-1, 2, 8, dtype=DOUBLE).view(2, 4)
+    projected = at.dual.nearest(v)
+    if worst_rows != "inequality":
+        at = at._replace(g=v - projected)
+    if worst_rows != "equality":
+        at = at._replace(h=torch.zeros(2, 2, dtype=DOUBLE))
+    terms, inequality, equality = certify.sizes(at, Point(point.x, projected / tau, point.nu))[:3]
+    rows = {
+        "stationarity": certify.stationarity(at, projected / tau, point.nu)
+        / (terms + handed + 1e-7 * terms.amax(1, keepdim=True)),
+        "inequality": (at.g - v + projected) / at.dual.over_blocks(inequality + 1e-7 * (at.G.abs @ length)),
+        "equality": at.h / (equality + 1e-7 * (at.A.abs @ length)),
+    }
+    found = Search(everywhere, tau, length, handed).merit(
+        at, Iterate(point.x, v, point.nu, projected, torch.zeros(2, dtype=DOUBLE))
+    )
+    assert torch.allclose(found, rows[worst_rows].abs().amax(1), rtol=1e-12, atol=0.0)
+
+
+def test_ties_are_small_in_both_units():
+    """An inequality with λ > 0 must have g small too, and then λ; any other row v, in the unit of g."""
+    at, point = made_up(auxiliary=False)
+    at = at._replace(dual=Product((Nonnegative(2), SecondOrder(2))))
+    scale = certify.scales(at, point)
+    tie = 1e-10 * scale.slack
+    multiplier = 3.0 * torch.maximum(1e-10 * scale.multiplier, scale.rounding)
+    lam = torch.tensor([[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]], dtype=DOUBLE)
+    g = torch.stack([tie[0], 2 * tie[1]])
+    found = _negligible(at._replace(g=g), point._replace(lam=lam), scale, torch.full_like(g, 3.0))
+    expected = torch.stack([torch.cat([multiplier[0, :2], tie[0, 2:]]), tie[1]])
+    expected[1, 1] = 0.0
+    assert torch.equal(found, expected)
+
+
+def test_an_active_bound_is_met_without_rounding():
+    problem = simplex_projection(X)
+    settled = settle(problem, Point(Z + torch.tensor([0.0, 0.0, 1e-17]), LAM, NU))
+    assert settled.point.x[0, 2] == 0.0
+    assert torch.equal(settled.point.x[:, :2], Z[:, :2])
+
+
+def test_proximal_shifts_are_in_the_units_of_their_blocks():
+    at, _ = made_up(auxiliary=False)
+    primal, dual = _shifts(at, torch.tensor([1e-5, 7.0], dtype=DOUBLE))
+    H = [at.hessian.dense()[0].abs().max().item(), 1.0]
+    E = [torch.cat([at.G.dense(), at.A.dense()], 1)[k].abs().max().item() for k in range(2)]
+    for k, delta in enumerate((1e-5, 1e-2)):
+        assert primal[k].tolist() == pytest.approx([delta * H[k]])
+        assert dual[k].tolist() == pytest.approx([delta * E[k] ** 2 / H[k]])
+
+
+def test_steps_are_halved_until_they_stay_in_the_domain():
+    """min -log(1 - z²) - 200z from 0: the first step is 100, the answer below 1."""
+    problem = instance(
+        1, lambda z, x: -cp.sum(cp.log(1 - cp.square(z))) - x @ z, theta=[[200.0]], shapes=((1,),)
+    )
+    zero = torch.zeros(1, 1, dtype=DOUBLE)
+    polished = polish(problem, Point(zero, zero[:, :0], zero[:, :0]), patience=LONG)
+    assert polished.point.x.item() == pytest.approx((math.sqrt(1 + 200.0**2) - 1) / 200.0, rel=1e-12)
+
+
+def steps_of(monkeypatch, problem: Instance, start: Point) -> int:
+    taken, step = [], Search.step
+    monkeypatch.setattr(Search, "step", lambda *arguments: taken.append(1) or step(*arguments))
+    polish(problem, start, patience=4)
+    return len(taken)
+
+
+def test_patience_is_how_many_steps_may_gain_nothing(monkeypatch):
+    """z = 1 and z = 1.01 at once: no step helps."""
+    problem = instance(
+        1,
+        lambda z, x: cp.sum_squares(z - x),
+        equalities=[lambda z, x: z - 1, lambda z, x: z - 1.01],
+        theta=[[0.3]],
+        shapes=((1,),),
+    )
+    zero = torch.zeros(1, 1, dtype=DOUBLE)
+    assert steps_of(monkeypatch, problem, Point(zero, zero[:, :0], zero.expand(1, 2))) in range(4, 10)
+
+
+def test_one_more_step_is_taken_where_rounding_is_reached(monkeypatch):
+    near = Point(Z * (1 + 3e-13), LAM, NU)
+    assert 2e-14 < begin(simplex_projection(X), near)[2].merit.item() < 1e-12
+    assert steps_of(monkeypatch, simplex_projection(X), near) == 1
+
+
+def test_what_is_known_of_the_polished_point_is_of_that_point(monkeypatch):
+    """Not of the last one, which may be worse: here every step is."""
+    problem, step = simplex_projection(X), Search.step
+
+    def worse(search, now, at, running):
+        now, _, reduced = step(search, now, at, running)
+        now = now._replace(x=now.x + 1.0, merit=now.merit + 1.0)
+        return now, problem.at(search.point(now)), reduced
+
+    monkeypatch.setattr(Search, "step", worse)
+    polished = polish(problem, Point(Z + 0.1, LAM, NU))
+    assert (polished.point.x - Z).abs().max() <= 0.1 + 1e-12
+    for part in ("gradient", "g", "h"):
+        assert torch.equal(getattr(polished.at, part), getattr(problem.at(polished.point), part))
 
 
 def test_points_beyond_all_numbers_are_not_believed():
