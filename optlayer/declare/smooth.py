@@ -148,7 +148,7 @@ class SmoothCompiler:
         return affine_blocks(f, g, h, n, self._on_flat_point(self.points[0])[1])
 
     def variables(self) -> tuple[Gather, ...]:
-        """x -> the value of each variable; of symmetric ones one triangle, for they are so to the last bit."""
+        """x -> the value of each variable, symmetric ones so to the last bit: one triangle is read."""
         models = self.declaration.variables
         runs = _runs([v.shape for v in self.posed.variables])
         return tuple(

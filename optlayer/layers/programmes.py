@@ -77,7 +77,7 @@ class Lasso(OptLayer):
 
 
 class LeastSquares(FastLayer):
-    """argmin |Ax − b|², or with `ridge=True` |Ax − b|² + ρ|x|².
+    """argmin ‖Ax − b‖², or with `ridge=True` ‖Ax − b‖² + ρ‖x‖².
 
     It is called with A (m, n), b (m,) and, with `ridge=True`, ρ ≥ 0, a number for each sample.
     Where the columns of A are dependent and ρ = 0, a minimizer is returned whose derivative is that of

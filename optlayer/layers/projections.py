@@ -63,7 +63,7 @@ class Polytope(LearnedSet):
 
 
 class Ellipsoid(LearnedSet):
-    """argmin ½|z − x|² : |A(z − c)|² ≤ 1, with weights A (n, n) and c (n,), at first the unit ball.
+    """argmin ½|z − x|² : ‖A(z − c)‖² ≤ 1, with weights A (n, n) and c (n,), at first the unit ball.
 
     It is never empty: c is inside. Where A is singular it is a cylinder.
 
