@@ -1,7 +1,7 @@
 """Layers that many people write, each declared in a few lines and built from its size.
 
-They are `OptLayer`s: `solve` gives duals, value and flags, and the options are the same. Some have a
-closed form or an algorithm of their own, which `fast=True` calls with.
+Each is an `OptLayer`: `solve` gives duals, value and flags, and the options are the same. Some have a closed
+form or an algorithm of their own, which a call takes with `fast=True`.
 """
 
 from optlayer.layers.activations import LML as LML
