@@ -72,6 +72,16 @@ def test_an_operator_with_its_variable_below() -> None:
     assert ">argmin</mi>" in tags
 
 
+def test_an_accent_is_that_of_its_letter() -> None:
+    tags = mathml(nodes.math("", r"\dot x_k"), as_block=False).replace("\n", "").replace(" ", "")
+    assert "<msub><mrow><mover" in tags
+
+
+def test_the_bars_of_a_norm_are_not_stretched() -> None:
+    tags = mathml(nodes.math("", r"\lVert x\rVert^2"), as_block=False)
+    assert tags.count('stretchy="false"') == 2
+
+
 def test_a_wrong_formula_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert mathml(nodes.math("", r"\nonsense"), as_block=False) == r"<code>\nonsense</code>"
     assert r"\nonsense" in caplog.text

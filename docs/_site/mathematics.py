@@ -8,7 +8,11 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-PLAIN = {r"\dots": r"\ldots", r"\textstyle": "", r"\displaystyle": ""}  # what the converter does without
+PLAIN = {  # what the converter does without; the bars of a norm it would stretch, and not as a pair
+    **{r"\dots": r"\ldots", r"\textstyle": "", r"\displaystyle": ""},
+    **{r"\lVert": "|", r"\rVert": "|", r"\Vert": "|"},
+}
+ACCENT = re.compile(r"(\\(?:dot|bar|hat|tilde)\s*(?:\w|\{\w+\}|\\[a-z]+))(?=[_^])")  # \dot x_k: of x alone
 FRACTION = re.compile(r"\\[dt]?frac\s*([\da-z])([\da-z])")  # \tfrac12
 BAR = '<mo stretchy="false">|</mo>'
 NORM = BAR.replace(" ", ' lspace="0" rspace="0" ', 1)  # no space around it
@@ -22,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 def mathml(node: nodes.Element, as_block: bool) -> str:
     """The formula of a node."""
-    tex = re.sub(r"\\[a-z]+", lambda name: PLAIN.get(name[0], name[0]), node.astext().strip())
+    tex = re.sub(r"\\[a-zA-Z]+", lambda name: PLAIN.get(name[0], name[0]), node.astext().strip())
     tex = FRACTION.sub(r"\\frac{\1}{\2}", LIMITS.sub(under, tex))
+    tex = ACCENT.sub(r"{\1{}}", tex)  # the braces alone would be dropped
     if as_block and r"\\" in tex and r"\begin" not in tex:
         tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
     try:
