@@ -102,7 +102,9 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
         terms = terms + _passed_on(at, point.x, lengths)
     else:
         lengths = reach = widest = _lengths(at, x, size).clamp_min(unit)
-        terms = torch.where(_idle(at, point.x), terms + FLOOR * _passed_on(at, point.x, lengths), terms)
+        idle = _idle(at, point.x)
+        if idle.any():
+            terms = torch.where(idle, terms + FLOOR * _passed_on(at, point.x, lengths), terms)
     terms = numbers(torch.minimum(terms, _balanced(at, lengths)))
     return Scales(
         terms + unit * FLOOR * (at.hessian.abs @ torch.ones_like(x)) if unit else terms,

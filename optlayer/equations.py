@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from optlayer.errors import InputError
 from optlayer.implicit import attach
 from optlayer.linsolve import matvec, push, solve
+from optlayer.matrix import or_one
 from optlayer.modes import without_saved_tensor_hooks
 
 ROOT = 1e-4  # largest Newton step at a root, relative to its size
@@ -140,7 +141,7 @@ def _check_root(root: _Equations, u: Tensor, data: tuple[Tensor, ...], F: Tensor
     if not (u.isfinite().all() and F.isfinite().all()):
         raise InputError("the solution is not a root of the residual: one of the two is not finite")
     J, ulp = root.jacobian(u, *data), _ulp(u, *data)
-    rows = _or_one(J.abs().sum(2))  # equations may come in any units
+    rows = or_one(J.abs().sum(2))  # equations may come in any units
     J, F = J / rows[:, :, None], F / rows
     size = u.abs().amax().item()
     far, solves = _newton_step(J, F, size, torch.zeros_like(F), ulp)
@@ -162,15 +163,11 @@ def _newton_step(J: Tensor, F: Tensor, size: float, by_data: Tensor, ulp: float)
     Each equation is measured by what it changes as u, and the data, move by their own size. What is left of
     it may be a part of the residual; or rounding, which is all that there is at a root.
     """
-    unit = _or_one(J.abs().sum(2) * size + by_data + F.abs())
+    unit = or_one(J.abs().sum(2) * size + by_data + F.abs())
     J, F = J * size / unit[:, :, None], F / unit
     step = _least_squares(J, F)
     left = (F - matvec(J, step)).abs().amax()
     return step.abs().amax().item(), bool(left <= max(SOLVED * F.abs().amax().item(), ROUNDING * ulp))
-
-
-def _or_one(sizes: Tensor) -> Tensor:
-    return torch.where(sizes > 0, sizes, 1.0)
 
 
 def _ulp(*numbers: Tensor) -> float:

@@ -24,10 +24,8 @@ from jaxtyping import Bool, Float64
 from scipy import sparse
 
 from optlayer.columns import to_csc
-from optlayer.cones import Nonnegative, Product
 from optlayer.engines import Answer, Array, ConeProgram
 from optlayer.engines.clarabel import Clarabel
-from optlayer.engines.order import check_kinds
 from optlayer.engines.piqp import PIQP
 from optlayer.sparse_saddle import factored
 
@@ -48,21 +46,13 @@ WRONG = 1e-9  # relative size of a multiplier or a slack with the wrong sign tha
 
 
 class Face:
-    """A `MatrixEngine` for quadratic programmes that the others leave unsettled."""
+    """A `MatrixEngine` for quadratic programmes, cones orthants, that the others leave unsettled."""
 
     quick = True
 
     def __init__(self, interior: PIQP | Clarabel | None = None) -> None:
         self._interior = interior or PIQP(PIQP_CLOSELY, afresh=True)
         self.name = self._interior.name
-
-    def check_suits(self, K: Product) -> None:
-        """Whether it takes these cones.
-
-        Raises:
-            DeclarationError: where one is not an orthant.
-        """
-        check_kinds(self.name, K, (Nonnegative,))
 
     def solve_matrices(self, program: ConeProgram) -> Answer:
         """See `MatrixEngine`."""

@@ -14,6 +14,7 @@ are left for whoever knows how to judge them.
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.optimize import linprog
 
 from optlayer.engines import Array
@@ -52,15 +53,12 @@ def recedes(at: Local) -> bool:
 
 def feasible(at: Local) -> Array | None:
     """A point that satisfies the constraints of one sample, as far as a solver can tell."""
-    n = at.gradient.shape[1]
-    if n > LARGEST:
+    if at.gradient.shape[1] > LARGEST:
         return None
-    G, A = (M.dense()[0].numpy() for M in (at.G, at.A))
-    D, E = _equilibrated(np.vstack([G, A]))
-    b = -E * np.concatenate([at.g[0].numpy(), at.h[0].numpy()])
+    D, _, rows, b = _constraints(at)
     length = np.abs(b).max(initial=0.0) or 1.0
-    G, A = np.split(E[:, None] * np.vstack([G, A]) * D, [len(G)])
-    x = _least(np.zeros(n), G, A, b / length)
+    G, A = np.split(rows, [at.g.shape[1]])
+    x = _least(np.zeros(len(D)), G, A, -b / length)
     return None if x is None else length * D * x
 
 
@@ -68,10 +66,8 @@ def contradiction(at: Local) -> tuple[Array, Array] | None:
     """λ and ν that leave no feasible point of one sample, as far as a solver can tell."""
     if at.gradient.shape[1] > LARGEST:
         return None
-    G, A = (M.dense()[0].numpy() for M in (at.G, at.A))
-    D, E = _equilibrated(np.vstack([G, A]))
-    b, (m, p) = E * np.concatenate([at.g[0].numpy(), at.h[0].numpy()]), (len(G), len(A))
-    rows = (E[:, None] * np.vstack([G, A]) * D).T
+    _, E, rows, b = _constraints(at)
+    rows, m, p = rows.T, at.g.shape[1], at.h.shape[1]
     both = np.hstack([rows, -rows[:, m:]])  # ν is the difference of two parts
     gain = CLOSELY * np.concatenate([b, -b[m:]]) / (np.abs(b).max(initial=0.0) or 1.0)
     y = linprog(-gain, np.ones((1, m + 2 * p)), [1.0], both, np.zeros(len(rows)), bounds=(0, None)).x
@@ -80,6 +76,13 @@ def contradiction(at: Local) -> tuple[Array, Array] | None:
     y = np.concatenate([y[:m], y[m : m + p] - y[m + p :]])
     y = min(y, np.rint(y / DIGITS) * DIGITS, key=lambda y: np.abs(rows @ y).max(initial=0.0))
     return E[:m] * y[:m], E[m:] * y[m:]
+
+
+def _constraints(at: Local) -> tuple[Array, Array, Array, Array]:
+    """Scales D of the coordinates and E of the rows; [G; A] and (g₀, h₀) in them."""
+    M = np.vstack([part.dense()[0].numpy() for part in (at.G, at.A)])
+    D, E = _equilibrated(M)
+    return D, E, E[:, None] * M * D, E * torch.cat([at.g, at.h], 1)[0].numpy()
 
 
 def _rows(at: Local) -> _Rows:

@@ -320,13 +320,13 @@ class Reduction:
         found = [solve(self[some].dense(), b[own], self._n) for some, own in zip(*chunks, strict=True)]
         return Solved(*map(torch.cat, zip(*found, strict=True)))
 
-    @property
+    @cached_property
     def _has_factors(self) -> bool:
         """Whether a factor of K fits."""
         H, G, A = self.at.hessian, self.at.G, self.at.A
         if self.spectrum.turns or not all(isinstance(part, Sparse) for part in (H, G, A)):
             return sum(self._sizes) <= LARGEST
-        return base_of(self.at).factor_work <= WORK
+        return (self.base or base_of(self.at)).factor_work <= WORK
 
     def _by_factors(self, b: Float64[Tensor, "r N"]) -> Solved:
         """K⁺b of the samples whose K is irregular."""
@@ -340,16 +340,15 @@ class Reduction:
     def _deficient(self) -> list[Deficient]:
         """The irregular K, ready for any right-hand side."""
         rows = _indices(~self._elimination.regular)
-        return [Deficient(self._sparse(self[i]), self._n) for i in rows.split(1)]
+        return [Deficient(self[i]._columns(), self._n) for i in rows.split(1)]
 
-    @staticmethod
-    def _sparse(one: "Reduction") -> sparse.csc_matrix:
-        """K of one sample."""
-        if one.spectrum.turns:
-            return sparse.csc_matrix(one.dense()[0].numpy())
-        H, G, A = (to_csc(part).matrix(0) for part in (one.at.hessian, one.at.G, one.at.A))
-        E = sparse.vstack([sparse.diags_array(one._S[0].numpy()) @ G, A])
-        D = torch.cat([(1.0 - one.spectrum.d) * one.tau, torch.zeros_like(one.at.h)], 1)[0].numpy()
+    def _columns(self) -> sparse.csc_matrix:
+        """K of the only sample."""
+        if self.spectrum.turns:
+            return sparse.csc_matrix(self.dense()[0].numpy())
+        H, G, A = (to_csc(part).matrix(0) for part in (self.at.hessian, self.at.G, self.at.A))
+        E = sparse.vstack([sparse.diags_array(self._S[0].numpy()) @ G, A])
+        D = torch.cat([(1.0 - self.spectrum.d) * self.tau, torch.zeros_like(self.at.h)], 1)[0].numpy()
         return sparse.csc_matrix(sparse.block_array([[H, E.T], [E, -sparse.diags_array(D)]]))
 
     def product(self, y: Float64[Tensor, "B N"]) -> Float64[Tensor, "B N"]:
