@@ -90,14 +90,20 @@ class _Equations:
 
     def inverse(self, b: Tensor, u: Tensor, *data: Tensor, transposed: bool) -> Tensor:
         J = self.jacobian(u, *data)
-        return _least_squares(J.mT if transposed else J, b.to(torch.float64)).to(b.dtype)
+        return _least_squares(J.mT if transposed else J, b.to(torch.float64), _ulp(u, *data)).to(b.dtype)
 
 
-def _least_squares(J: Float64[Tensor, "... n n"], b: Float64[Tensor, "B n"]) -> Float64[Tensor, "B n"]:
-    """J⁺b: J x = b from [[0, J], [Jᵀ, 0]] (w, x) = (b, 0), which is symmetric."""
+def _least_squares(
+    J: Float64[Tensor, "... n n"], b: Float64[Tensor, "B n"], ulp: float
+) -> Float64[Tensor, "B n"]:
+    """J⁺b: J x = b from [[0, J], [Jᵀ, 0]] (w, x) = (b, 0), which is symmetric.
+
+    A J that was computed in single precision is as singular as its rounding lets it be.
+    """
     n, nothing = b.shape[1], torch.zeros_like(J)
     K = torch.cat([torch.cat([nothing, J], 2), torch.cat([J.mT, nothing], 2)], 1)
-    return solve(K, torch.cat([b, torch.zeros_like(b)], 1), n).x[:, n:]
+    null = ROUNDING * ulp * (2 * n) ** 0.5 if ulp > torch.finfo(torch.float64).eps else None
+    return solve(K, torch.cat([b, torch.zeros_like(b)], 1), n, null).x[:, n:]
 
 
 # --------------------------------------------------------------------------------- what was handed in
@@ -148,7 +154,7 @@ def _check_root(root: _Equations, u: Tensor, data: tuple[Tensor, ...], F: Tensor
     small = max(ROOT, ROUNDING * torch.finfo(u.dtype).eps)
     if not (solves and far <= small):  # the data may know a larger size, as they do of a root at zero
         F_dot = _moved_by_data(root, u, data) / rows
-        size = max(size, _least_squares(J, F_dot).abs().amax().item()) or 1.0
+        size = max(size, _least_squares(J, F_dot, ulp).abs().amax().item()) or 1.0
         far, solves = _newton_step(J, F, size, F_dot.abs().amax(0), ulp)
     if not (solves and far <= small):
         raise InputError(
@@ -165,7 +171,7 @@ def _newton_step(J: Tensor, F: Tensor, size: float, by_data: Tensor, ulp: float)
     """
     unit = or_one(J.abs().sum(2) * size + by_data + F.abs())
     J, F = J * size / unit[:, :, None], F / unit
-    step = _least_squares(J, F)
+    step = _least_squares(J, F, ulp)
     left = (F - matvec(J, step)).abs().amax()
     return step.abs().amax().item(), bool(left <= max(SOLVED * F.abs().amax().item(), ROUNDING * ulp))
 

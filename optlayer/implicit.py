@@ -25,6 +25,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from optlayer.linsolve import linsolve, only, push
+from optlayer.modes import without_saved_tensor_hooks
 
 
 class Root(Protocol):
@@ -102,7 +103,7 @@ class _Attach(torch.autograd.Function):
         if u_bar is None or not any(needed):
             return None, None, *(None for _ in needed)
         u, *data = ctx.saved_tensors
-        with torch.autocast(u.device.type, enabled=False):
+        with without_saved_tensor_hooks(), torch.autocast(u.device.type, enabled=False):
             w = linsolve(Jacobian(ctx.root), u_bar, u, *data, transposed=True)
             pull: Any = torch.func.vjp(*only(partial(ctx.root.residual, u), data, needed))[1]
             data_bar = iter(pull(-w))
@@ -112,7 +113,7 @@ class _Attach(torch.autograd.Function):
     def jvp(ctx: Any, _root: None, _u: Tensor | None, *data_dot: Tensor | None) -> Tensor:
         _refuse_forward_over_forward()
         u, *data = ctx.saved_tensors
-        with torch.autocast(u.device.type, enabled=False):
+        with without_saved_tensor_hooks(), torch.autocast(u.device.type, enabled=False):
             F_dot = push(partial(ctx.root.residual, u), data, data_dot)
             return -linsolve(Jacobian(ctx.root), F_dot, u, *data)
 

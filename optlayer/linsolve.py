@@ -17,11 +17,14 @@ several CPU threads returns garbage in some builds of torch 2.13 without raising
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
+
+from optlayer.modes import without_saved_tensor_hooks
 
 SHIFT = 1e-10  # δ, relative to the equilibrated matrix, whose rows have largest entry 1
 REFINEMENTS = 3
@@ -30,6 +33,7 @@ CONSISTENT = 1e-10  # largest |b - Kx| / |b| that passes
 ROUNDING = 1e-14  # or |b - Kx| / |x|, when |x| / |b| is below GROWTH
 GROWTH = 1e8
 RANK = 1e-13  # eigenvalues of the equilibrated matrix below RANK * N count as zero
+NEAR = 10.0  # |x| / |b| of a singular matrix, in units of what counts as zero, is larger
 
 
 class Solved(NamedTuple):
@@ -91,8 +95,9 @@ class _LinearSolve(torch.autograd.Function):
         wanted = ctx.needs_input_grad[3:]
         if not any(wanted):
             return None, None, b_bar, *(None for _ in data)
-        pull: Any = torch.func.vjp(*only(_product(ctx, x), data, wanted))[1]
-        data_bar = iter(pull(-b_bar))
+        with without_saved_tensor_hooks():
+            pull: Any = torch.func.vjp(*only(_product(ctx, x), data, wanted))[1]
+            data_bar = iter(pull(-b_bar))
         return None, None, b_bar, *(next(data_bar) if want else None for want in wanted)
 
     @staticmethod
@@ -100,7 +105,8 @@ class _LinearSolve(torch.autograd.Function):
         x, *data = ctx.saved_tensors
         rhs = torch.zeros_like(x) if b_dot is None else b_dot
         if any(dot is not None for dot in data_dot):
-            rhs = rhs - push(_product(ctx, x), data, data_dot)
+            with without_saved_tensor_hooks():
+                rhs = rhs - push(_product(ctx, x), data, data_dot)
         return linsolve(ctx.system, rhs, *data, transposed=ctx.transposed)
 
     @staticmethod
@@ -146,32 +152,41 @@ def push(
     return tangent
 
 
-def solve(K: Float64[Tensor, "*batch N N"], b: Float64[Tensor, "*batch N"], n: int) -> Solved:
+def solve(
+    K: Float64[Tensor, "*batch N N"], b: Float64[Tensor, "*batch N"], n: int, null: float | None = None
+) -> Solved:
     """x with K x = b for symmetric K, n primal rows first, and what is known of singular samples.
 
     Samples with non-finite entries give NaN, the others are unharmed. Singular samples give K⁺b.
     No autograd.
+
+    Args:
+        K: The matrix.
+        b: The right-hand side.
+        n: Primal rows, which come first.
+        null: Eigenvalues of the equilibrated matrix that count as zero, relative to the largest; None: what
+            is rounding where the entries of K are right to the last digit.
     """
     batch = torch.broadcast_shapes(K.shape[:-2], b.shape[:-1])
-    N = b.shape[-1]
-    K, b = K.expand(*batch, N, N).reshape(-1, N, N), b.expand(*batch, N).reshape(-1, N)
-    x, singular, free = _solve_flat(K, b, n)
+    N, count = b.shape[-1], prod(batch)
+    K, b = K.expand(*batch, N, N).reshape(count, N, N), b.expand(*batch, N).reshape(count, N)
+    x, singular, free = _solve_flat(K, b, n, RANK * N if null is None else null)
     return Solved(x.reshape(*batch, N), singular.reshape(batch), free.reshape(*batch, n))
 
 
-def _solve_flat(K: Tensor, b: Tensor, n: int) -> Solved:
+def _solve_flat(K: Tensor, b: Tensor, n: int, null: float) -> Solved:
     finite = K.isfinite().flatten(1).all(1) & b.isfinite().all(1)
     eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
     K, b = torch.where(finite[:, None, None], K, eye), torch.where(finite[:, None], b, 0.0)
 
     s = ruiz(K)
     scaled, rhs = s[:, :, None] * K * s[:, None, :], s * b
-    y, passed = _refined_ldl(scaled, rhs, n)
-    singular, free = torch.zeros_like(passed), torch.zeros_like(K[:, 0, :n], dtype=torch.bool)
+    y, passed = _refined_ldl(scaled, rhs, n, min(GROWTH, 1.0 / (NEAR * max(null, RANK))))
+    singular, free = torch.zeros_like(passed), torch.zeros_like(b[:, :n], dtype=torch.bool)
     x = s * y
     lost = (~passed).nonzero().squeeze(1)
     if lost.numel():
-        x[lost], singular[lost], free[lost] = _minimum_norm(scaled[lost], b[lost], s[lost], n)
+        x[lost], singular[lost], free[lost] = _minimum_norm(scaled[lost], b[lost], s[lost], n, null)
     return Solved(torch.where(finite[:, None], x, torch.nan), singular, free)
 
 
@@ -184,7 +199,7 @@ def ruiz(K: Float64[Tensor, "B N N"]) -> Float64[Tensor, "B N"]:
     return s
 
 
-def _refined_ldl(K: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def _refined_ldl(K: Tensor, b: Tensor, n: int, growth: float) -> tuple[Tensor, Tensor]:
     """K x = b by LDLᵀ of K + diag(δ, -δ), refined against K; whether x can be trusted.
 
     A generic right-hand side is solved alongside: it decides whether K is singular, so that this
@@ -200,10 +215,10 @@ def _refined_ldl(K: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
         x = x + torch.linalg.ldl_solve(factor, pivots, rhs - K @ x)
     residual, size_b, size_x = _largest(rhs - K @ x), _largest(rhs), _largest(x)
     small = (residual <= CONSISTENT * size_b) | (residual <= ROUNDING * size_x)
-    return x[:, :, 0], (small & (size_x <= GROWTH * size_b)).all(1)
+    return x[:, :, 0], (small & (size_x <= growth * size_b)).all(1)
 
 
-def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
+def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int, nothing: float) -> Solved:
     """K⁺b of the unscaled matrix S⁻¹ K S⁻¹, whose null space is S null(K).
 
     K is symmetric, so its range is the complement of its null space Z: drop the part of b
@@ -211,7 +226,7 @@ def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int) -> Solved:
     begins decides how it is rounded, and how many singular ones come before it must not.
     """
     eigenvalues, W = map(torch.stack, zip(*map(torch.linalg.eigh, K), strict=True))
-    null = eigenvalues.abs() <= RANK * K.shape[-1] * eigenvalues.abs().amax(1, keepdim=True)
+    null = eigenvalues.abs() <= nothing * eigenvalues.abs().amax(1, keepdim=True)
     inverse = torch.where(null, 0.0, 1.0 / eigenvalues)
     bases = [Wi[:, own] for Wi, own in zip(s.unsqueeze(-1) * W, null)]  # as many columns as are needed
     onto_null = torch.stack([Z @ torch.linalg.pinv(Z) for Z in bases])

@@ -15,6 +15,7 @@ from optlayer.certify import FLOOR, Scales, extent, scales, stationarity
 from optlayer.forms import Local, Point
 from optlayer.forms.elimination import least_step
 from optlayer.forms.kkt import Instance, Reduction, Step
+from optlayer.matrix import largest
 from optlayer.newton import TARGET, Iterate, Search, begin, chosen
 from optlayer.ties import ties
 
@@ -24,6 +25,7 @@ LONG = 12  # the same, from far away
 MAX_STEPS = 40
 AT_REST = 1e-11  # relative change of a coordinate, or of a cone's v, that is none
 NOISE = 1e-15  # and relative to the largest length of the data: rounding
+NOTHING = 1e-40  # of the largest coordinate: what is left of 0 after many steps
 KINK = 1e-10  # λ and g both below KINK times their scales are a tie
 NEAR = 0.999  # of the way to a border that a start may go
 
@@ -182,8 +184,9 @@ def _negligible(at: Local, point: Point, scale: Scales, tau: Tensor) -> Float64[
 
 
 def _on_bounds(at: Local, point: Point) -> Float64[Tensor, "B n"]:
-    """x with rounding removed where an active inequality holds one coordinate: 0, not 1e-27."""
-    bound = at.dual.alone & at.G.is_single & (point.lam > 0)
-    if not bound.any():
-        return point.x
-    return point.x - at.G.mT(torch.where(bound, at.g / at.G.peaks**2, 0.0))
+    """x with rounding removed: 0, not 1e-27, where an active inequality holds one coordinate, nor 1e-50."""
+    x, bound = point.x, at.dual.alone & at.G.is_single & (point.lam > 0)
+    if bound.any():
+        x = x - at.G.mT(torch.where(bound, at.g / at.G.peaks**2, 0.0))
+    nothing = (x != 0) & (x.abs() <= NOTHING * largest(x))
+    return torch.where(nothing, 0.0, x) if nothing.any() else x

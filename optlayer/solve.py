@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from optlayer import certify, failures
 from optlayer.balance import unheld
 from optlayer.convexity import least_curvature
 from optlayer.engines import Answer
-from optlayer.engines.ask import ask
+from optlayer.engines.ask import ask, improve, some
+from optlayer.engines.face import Face
+from optlayer.engines.table import Engine
 from optlayer.forms import Point
 from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import Factored, Instance, KKTForm, Reduction
@@ -37,6 +39,7 @@ from optlayer.solution import Status
 STRIDE = 1e3  # growth of x from an engine's answer to the polished one that is no polish any more
 RESTLESS = 1e-6  # a relative Newton step that says "not a minimum"
 ROUNDED = 1e-11  # residual that Newton leaves where K is regular, and more
+TIED = 1e-9  # residual that the multipliers of ties leave behind, each 1e-10 of what would matter
 UNSETTLED = (
     1e-9  # merit at which Newton's method has not arrived, whatever the certificate's wider scales say
 )
@@ -87,12 +90,18 @@ class _Solve(torch.autograd.Function):
 class _Attempt(NamedTuple):
     """What one engine's answer became, for the whole batch; rows it was not asked for are NaN."""
 
+    asked: Int64[Tensor, " k"]  # the rows that it was asked for
+    answer: Answer
     polished: Polished
     residuals: Float64[Tensor, "B 4"]
     iterations: Tensor
     claims: dict[int, Status]
     words: dict[int, str]
     rays: dict[int, Point]
+
+    def of(self, rows: Int64[Tensor, " r"]) -> Answer:
+        """The answer for some of the rows that were asked for."""
+        return some(self.answer, torch.searchsorted(self.asked, rows))
 
 
 def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
@@ -106,9 +115,10 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
     outcome = Outcome.of_nothing(plan.form, size)
     pending = torch.ones(size, dtype=torch.bool)
     pending[list(failed)] = False
+    attempt: _Attempt | None = None
     reduced: Reduction | None = None
     for answer, settle in _answers(plan, call, problem, pending):
-        attempt = _examine(problem, answer(), pending, plan.tolerance)
+        attempt = _examine(problem, answer(attempt), pending, plan.tolerance)
         certified = pending & (attempt.residuals.amax(1) <= plan.tolerance)
         failed |= _saddles(problem, attempt, certified)
         pending[list(failed)] = False
@@ -118,7 +128,7 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
         reduced = attempt.polished.reduced if certified.all() else None
         if settle:
             _explain_claims(plan, problem, attempt, pending, failed)
-    if pending.any():
+    if attempt and pending.any():
         _explain_rest(plan, problem, attempt, pending, failed)
     failed |= _smooth(plan, problem, outcome, pending)
     _report(plan, call, failed, size)
@@ -133,20 +143,29 @@ def _solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
 
 def _answers(
     plan: Plan, call: Call, problem: Instance, pending: Tensor
-) -> Iterator[tuple[Callable[[], Answer], bool]]:
+) -> Iterator[tuple[Callable[[_Attempt | None], Answer], bool]]:
     """A start for Newton's method, then engine after engine, as long as samples are pending.
 
-    With each, whether a claim of its is to be proven before the next engine is asked: not where that
-    engine is quicker than a proof.
+    Each is a function of the attempt before. With each, whether a claim of its is to be proven before the
+    next engine is asked: not where that engine is quicker than a proof.
     """
     if call.start is not None and call.start.x.shape[0] == problem.size and pending.any():
-        yield partial(_from, call.start, pending, "the previous solution"), False
+        previous = call.start
+        yield lambda _: _from(previous, pending, "the previous solution"), False
     if plan.cold and pending.any():
-        yield lambda: replace(_from(start(problem), pending, "Newton's method"), far=True), False
+        yield lambda _: replace(_from(start(problem), pending, "Newton's method"), far=True), False
     for engine, following in zip(plan.engines, (*plan.engines[1:], None), strict=True):
         if pending.any():
             settle = following is None or not following.quick
-            yield partial(ask, engine, problem, _indices(pending)), settle
+            yield partial(_by, engine, problem, _indices(pending)), settle
+
+
+def _by(engine: Engine, problem: Instance, rows: Tensor, before: _Attempt | None) -> Answer:
+    """An engine's own answer, or the answer before, improved."""
+    if isinstance(engine, Face):
+        assert before is not None
+        return improve(engine, problem, rows, before.of(rows))
+    return ask(engine, problem, rows)
 
 
 def _from(point: Point, rows: Tensor, words: str) -> Answer:
@@ -175,7 +194,7 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     residuals[lost] = torch.inf
     claims, words = (dict(zip(named, said, strict=True)) for said in (answer.claims, answer.words))
     rays = _rays(form, answer, named)
-    return _Attempt(polished, residuals, iterations, claims, words, rays)
+    return _Attempt(index, answer, polished, residuals, iterations, claims, words, rays)
 
 
 def _ran_away(
@@ -225,10 +244,10 @@ def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Ten
 
 
 def _unsettled(found: Polished) -> Bool[Tensor, " B"]:
-    """Whether a residual is left that is no rounding."""
+    """Whether a residual is left that is neither rounding nor a tie's, whose multiplier was dropped."""
     scale = certify.without_empty_rows(found.at, found.point, found.scale)
     left = certify.residuals(found.at, found.point, scale).worst
-    return (left > ROUNDED) | (found.merit > UNSETTLED)
+    return (left > torch.where(found.kink, TIED, ROUNDED)) | (found.merit > UNSETTLED)
 
 
 def _rays(form: KKTForm, answer: Answer, named: list[int]) -> dict[int, Point]:

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent / "optlayer"
 
 FLOORS = [
     {"errors"},
-    {"solution"},
-    {"linsolve", "matrix", "batch", "report", "modes"},
+    {"solution", "modes"},
+    {"linsolve", "matrix", "batch", "report"},
     {"columns", "fill", "banded"},
     {"saddle", "least_norm"},
     {"sparse_saddle"},

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from optlayer.engines import Answer, ConeProgram
 from optlayer.engines.cvxpy import Cvxpy
+from optlayer.engines.face import Face
 from optlayer.engines.interior import Interior
 from optlayer.engines.native import InteriorQP
 from optlayer.engines.table import Engine
@@ -30,24 +31,36 @@ def _nothing(problem: Instance, size: int, words: str) -> Answer:
     return Answer(x, y, (Status.FAILED,) * size, (words,) * size, np.zeros(size, dtype=np.int64))
 
 
+def improve(engine: Face, problem: Instance, rows: Tensor, answer: Answer) -> Answer:
+    """What becomes of an earlier engine's answer for these samples; that answer, where it throws."""
+    p = problem.form.p
+    try:
+        return turned(engine.improved(cone_program(problem, rows), turned(answer, -p)), p)
+    except Exception as error:
+        raised = f"{engine.name} raised {type(error).__name__}: {error}"
+        return replace(answer, words=tuple(f"{word}; {raised}" for word in answer.words))
+
+
 def _asked(engine: Engine, problem: Instance, rows: Tensor) -> Answer:
     if isinstance(engine, Interior):
-        return _some(engine.solve_instance(problem), rows)
+        return some(engine.solve_instance(problem), rows)
     if isinstance(engine, Cvxpy):
         return engine.solve_problem(tuple(t[rows].numpy() for t in problem.theta), len(rows))
+    if isinstance(engine, Face):
+        raise TypeError("it has no answer of its own")
     if isinstance(engine, InteriorQP):
         return engine.solve_local(problem.origin if len(rows) == problem.size else problem.origin.some(rows))
     return turned(engine.solve_matrices(cone_program(problem, rows)), problem.form.p)
 
 
 def turned(answer: Answer, p: int) -> Answer:
-    """y = (ν, λ) -> (λ, ν)."""
+    """y = (ν, λ) -> (λ, ν), and back with -p."""
     rays = answer.rays and (answer.rays[0], np.roll(answer.rays[1], -p, axis=1))
     return replace(answer, y=np.roll(answer.y, -p, axis=1), rays=rays)
 
 
-def _some(answer: Answer, rows: Tensor) -> Answer:
-    """What was solved as one batch, so that no sample feels who else is asked about."""
+def some(answer: Answer, rows: Tensor) -> Answer:
+    """Of what was answered as one batch some samples, so that none feels who else is asked about."""
     index = rows.tolist()
     return replace(
         answer,
@@ -56,6 +69,7 @@ def _some(answer: Answer, rows: Tensor) -> Answer:
         claims=tuple(answer.claims[i] for i in index),
         words=tuple(answer.words[i] for i in index),
         iterations=answer.iterations[index],
+        rays=answer.rays and (answer.rays[0][index], answer.rays[1][index]),
     )
 
 

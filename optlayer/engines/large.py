@@ -10,8 +10,9 @@ from functools import reduce
 import torch
 
 from optlayer.engines.clarabel import Clarabel
-from optlayer.engines.face import Face
+from optlayer.engines.face import Face, closely
 from optlayer.engines.osqp import OSQP
+from optlayer.engines.piqp import PIQP
 from optlayer.engines.scs import SCS
 from optlayer.fill import WORK, factor_work
 from optlayer.forms.blocks import AffineObjective, AffineRows
@@ -25,7 +26,7 @@ NOWHERE = torch.zeros(0, dtype=torch.int64)
 ROUGHLY, CAREFULLY = ({"eps_abs": eps, "eps_rel": eps} for eps in (1e-4, 1e-8))
 
 
-def large_engines(form: Programme) -> tuple[OSQP | SCS | Clarabel | Face, ...]:
+def large_engines(form: Programme) -> tuple[OSQP | SCS | Clarabel | PIQP | Face, ...]:
     """Best first, for a programme over the orthant; none where it is not large, or dense."""
     patterns = _patterns(form) if form.size > MIDDLE else None
     if patterns is None:
@@ -33,7 +34,7 @@ def large_engines(form: Programme) -> tuple[OSQP | SCS | Clarabel | Face, ...]:
     work = factor_work(*patterns)
     if work > WORK:
         return SCS({"indirect": True, **ROUGHLY}), SCS({"indirect": True, **CAREFULLY})
-    then = Face(), Clarabel({}), Clarabel({}, rescale=True)
+    then = *closely(), Clarabel({}), Clarabel({}, rescale=True)
     if work > CHEAP * sum(pattern.nnz for pattern in patterns):
         return SCS(ROUGHLY), *then
     return (OSQP(ROUGHLY), *then) if form.size > LARGE else ()

@@ -9,18 +9,20 @@
     inequalities only, sparse, and fills in        SCS             Clarabel, or SCS again   (`large`)
     inequalities only, larger and sparse           OSQP            Clarabel
     inequalities only, larger and dense            SCS             the same
-    inequalities only, each of the above           then            the face that PIQP finds, first of all
+    inequalities only, each of the above           then            PIQP closely, PROXIMAL from its answer
     other cones                                    Clarabel        in units of the data, SCS
     not quadratic                                  Clarabel by cvxpy, SCS by cvxpy
 
-Measured in docs/performance.md. A failed sample is solved again by the next one.
+Measured in docs/performance.md. A failed sample is solved again by the next one. PROXIMAL, the proximal
+method of multipliers, goes on from the answer before it: it follows whatever solver is asked for by name to
+solve a quadratic programme.
 """
 
 from typing import Any
 
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.cvxpy import Cvxpy
-from optlayer.engines.face import CLARABEL_CLOSELY, Face
+from optlayer.engines.face import Face, closely
 from optlayer.engines.interior import Interior
 from optlayer.engines.large import LARGE, large_engines
 from optlayer.engines.matrices import CvxpyMatrices
@@ -63,7 +65,7 @@ def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> t
     clarabel = Clarabel(options), Clarabel(options, rescale=True)
     if options or not form.dual.is_orthant:
         return *clarabel, SCS({})
-    return _for_orthant(form, (Face(), *clarabel, SCS({})))
+    return _for_orthant(form, (*closely(), *clarabel, SCS({})))
 
 
 def _for_orthant(form: Programme, always: tuple[Engine, ...]) -> tuple[Engine, ...]:
@@ -99,7 +101,7 @@ def _named(form: KKTForm, name: str, options: dict[str, Any]) -> tuple[Engine, .
     if isinstance(form, Programme) and name in BY_NAME:
         engine: Any = BY_NAME[name](options)
         engine.check_suits(form.dual.dual)
-        return engine, *_closely(form, engine, options)
+        return engine, *_following(form, engine, options)
     if name == Interior.name:
         return (_by_torch(form, name, options),)
     if name in ("PIQP", "MOREAU"):
@@ -109,18 +111,16 @@ def _named(form: KKTForm, name: str, options: dict[str, Any]) -> tuple[Engine, .
         other.check_suits(_reference(form).build())
     else:
         other.check_suits(form.dual.dual)
-    return (other,)
+    return other, *_following(form, other, options)
 
 
-def _closely(form: Programme, engine: Engine, options: dict[str, Any]) -> tuple[Engine, ...]:
-    """The same solver once more, for where its first answer does not tell which constraints are active."""
-    if isinstance(engine, InteriorQP):
-        return (InteriorQP(options, CLOSELY),)
-    if options or not form.dual.is_orthant:
+def _following(form: KKTForm, engine: Engine, options: dict[str, Any]) -> tuple[Engine, ...]:
+    """What comes after an engine that was asked for by name: the solution beside its answer, first of all."""
+    if not (isinstance(form, Programme) and form.dual.is_orthant):
         return ()
-    if isinstance(engine, PIQP):
-        return (Face(),)
-    return (Face(Clarabel(CLARABEL_CLOSELY)),) if isinstance(engine, Clarabel) else ()
+    if isinstance(engine, InteriorQP):
+        return InteriorQP(options, CLOSELY), Face()
+    return (Face(), *closely()) if isinstance(engine, PIQP) and not options else (Face(),)
 
 
 def _by_torch(form: KKTForm, solver: str | None, options: dict[str, Any]) -> Interior:
