@@ -5,7 +5,8 @@ r"""What holds the answer to a quadratic programme: its stationarity rows added 
 -qᵀx pulls x outwards, the constraints hold it, and what they leave is for the curvature to hold. Along a
 direction d with Pd = 0, Gd <= 0, Ad = 0 and qᵀd < 0 nothing holds x. Every row may pass far out on it,
 relative to its own terms; but xᵀPx is either too small to balance the others, or it is the rounding of
-|x|ᵀ|P||x|: P changed within its last digits would be flat along d. No unit of a coordinate, of a row or of
+|x|ᵀ|P||x|: P changed within its last digits would be flat along d. That rounding may be negative, too, and
+x then where f is largest along d: all signs are the other way round. No unit of a coordinate, of a row or of
 the objective enters.
 """
 
@@ -35,7 +36,7 @@ def unheld(at: Local, point: Point, terms: Float64[Tensor, "B n"]) -> Bool[Tenso
     rounding = CANCELLED * (point.x.abs() * terms).sum(1)
     open_share = OPEN * (pulls.abs().sum(1) + held.abs().sum(1) + curved)
     unbalanced = (left - curved).abs() > open_share + rounding
-    suspect = unbalanced | ((left > SHARE * pull) & (pull > 0) & (curved <= rounding))
+    suspect = unbalanced | ((left * pull > SHARE * pull.square()) & (curved <= rounding))
     return suspect & _far(at, point.x.abs()) if suspect.any() else suspect
 
 

@@ -7,13 +7,13 @@ from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from optlayer.errors import InputError
 from optlayer.implicit import attach
-from optlayer.linsolve import matvec, push, solve
+from optlayer.linsolve import RANK, matvec, push, ruiz, solve
 from optlayer.matrix import or_one
 from optlayer.modes import without_saved_tensor_hooks
 
@@ -102,8 +102,36 @@ def _least_squares(
     """
     n, nothing = b.shape[1], torch.zeros_like(J)
     K = torch.cat([torch.cat([nothing, J], 2), torch.cat([J.mT, nothing], 2)], 1)
-    null = ROUNDING * ulp * (2 * n) ** 0.5 if ulp > torch.finfo(torch.float64).eps else None
-    return solve(K, torch.cat([b, torch.zeros_like(b)], 1), n, null).x[:, n:]
+    null = ROUNDING * ulp * (2 * n) ** 0.5 if ulp > torch.finfo(torch.float64).eps else RANK * 2 * n
+    found = solve(K, torch.cat([b, torch.zeros_like(b)], 1), n, null)
+    x, lost = found.x[:, n:], found.singular.nonzero().squeeze(1)
+    if len(lost):
+        x[lost] = _minimum_norm(J.expand(len(b), n, n)[lost], b[lost], null)
+    return x
+
+
+def _minimum_norm(J: Float64[Tensor, "B n n"], b: Float64[Tensor, "B n"], null: float) -> Tensor:
+    """J⁺b of the unscaled matrix R⁻¹ĴC⁻¹: its null space is C null(Ĵ), that of its transpose R null(Ĵᵀ).
+
+    The part of b along the latter is dropped, and that of x along the former. Both at once, from the
+    eigenvectors of the symmetric matrix, would mix equations and unknowns, whose units have nothing in
+    common.
+    """
+    n = b.shape[1]
+    both = ruiz(torch.cat([torch.cat([0 * J, J], 2), torch.cat([J.mT, 0 * J], 2)], 1))
+    R, C = both.split(n, 1)
+    U, sigma, Vt = torch.linalg.svd(R[:, :, None] * J * C[:, None, :])
+    gone = sigma <= null * sigma.amax(1, keepdim=True)
+    inverse = torch.where(gone, 0.0, 1.0 / sigma)
+    b = _off(R[:, :, None] * U, gone, b)
+    x = C * matvec(Vt.mT, inverse * matvec(U.mT, R * b))
+    return _off(C[:, :, None] * Vt.mT, gone, x)
+
+
+def _off(basis: Float64[Tensor, "B n n"], chosen: Bool[Tensor, "B n"], a: Float64[Tensor, "B n"]) -> Tensor:
+    """a without its part in the span of the chosen columns."""
+    bases = [Z[:, own] for Z, own in zip(basis, chosen, strict=True)]
+    return torch.stack([ai - Z @ (torch.linalg.pinv(Z) @ ai) for Z, ai in zip(bases, a, strict=True)])
 
 
 # --------------------------------------------------------------------------------- what was handed in

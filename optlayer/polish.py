@@ -155,7 +155,7 @@ def settle(
         before: The K of Newton's last step, which may be that of the point.
     """
     at = problem.at(point) if seen is None else seen
-    held = _on_bounds(at, point)
+    held = _on_bounds(at, point, problem.form.quadratic and problem.form.dual.is_orthant)
     if held is not point.x:
         point = point._replace(x=held)
         at = problem.at(point)
@@ -183,10 +183,15 @@ def _negligible(at: Local, point: Point, scale: Scales, tau: Tensor) -> Float64[
     return torch.where(at.dual.alone & (point.lam > 0), torch.where(at.g.abs() <= tie, lam, 0.0), tie)
 
 
-def _on_bounds(at: Local, point: Point) -> Float64[Tensor, "B n"]:
-    """x with rounding removed: 0, not 1e-27, where an active inequality holds one coordinate, nor 1e-50."""
+def _on_bounds(at: Local, point: Point, polyhedral: bool) -> Float64[Tensor, "B n"]:
+    """x with rounding removed: 0, not 1e-27, where an active inequality holds one coordinate.
+
+    Nor 1e-50, but in quadratic programmes over polyhedra alone: an exponential may be that small.
+    """
     x, bound = point.x, at.dual.alone & at.G.is_single & (point.lam > 0)
     if bound.any():
         x = x - at.G.mT(torch.where(bound, at.g / at.G.peaks**2, 0.0))
+    if not polyhedral:
+        return x
     nothing = (x != 0) & (x.abs() <= NOTHING * largest(x))
     return torch.where(nothing, 0.0, x) if nothing.any() else x

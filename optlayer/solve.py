@@ -188,7 +188,8 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     residuals = _certificate(problem, polished, tolerance)
     named, doubted = index.tolist(), torch.ones(len(rows), dtype=torch.bool)
     doubted[index] = torch.tensor([claim != Status.SOLVED for claim in answer.claims], dtype=torch.bool)
-    lost = _ran_away(problem, x, polished.point, doubted) | _restless(problem, polished, residuals)
+    first = x if answer.first is None else x.index_copy(0, index, torch.from_numpy(answer.first))
+    lost = _ran_away(problem, first, polished.point, doubted) | _restless(problem, polished, residuals)
     if form.quadratic:
         lost |= unheld(problem.origin, polished.point, polished.scale.stationarity)
     residuals[lost] = torch.inf

@@ -90,6 +90,7 @@ class Answer:
     iterations: Int64[Array, " B"]
     rays: tuple[Array, Array] | None = None  # like x and y, NaN where nothing is claimed on them
     far: bool = False  # no answer at all, but a point to set out from
+    first: Float64[Array, "B n"] | None = None  # x of the answer that this one goes on from
 
 
 class MatrixEngine(Protocol):

@@ -39,7 +39,7 @@ CLOSELY = {
 }
 SHIFT = 1e-7  # δ, relative to the equilibrated matrix
 SWEEPS = 30  # proximal steps
-SOLVED = 1e-9  # residual, in units of x and y, from which on an answer is one
+SOLVED = 1e-9  # residual, in units of x and y, beyond which an answer is none, whatever the engine said
 ROUNDS = 4  # faces
 FLOOR = 1e-7  # of a row's reach: rounding in a row of zeros
 ROUNDING = 1e-15  # of the largest multiplier
@@ -66,8 +66,8 @@ class Face:
             sample = Sample(P.matrix(i), q, A.matrix(i).tocsr(), b, scaled.zero)
             found = solution(sample, x[i], y[i])
             x[i], y[i] = _landed(sample, found)
-            claims[i] = Status.SOLVED if found.residual <= SOLVED else Status.INACCURATE
-        return replace(answer, x=x * units.x, y=y * units.y, claims=tuple(claims))
+            claims[i] = claims[i] if found.residual <= SOLVED else Status.INACCURATE
+        return replace(answer, x=x * units.x, y=y * units.y, claims=tuple(claims), first=answer.x)
 
 
 def closely() -> tuple[PIQP, Face]:
