@@ -58,11 +58,16 @@ class Scales(NamedTuple):
     slack: Float64[Tensor, "B m"]  # the size of -g_i that an x as long as its coordinates are makes
     rounding: Float64[Tensor, "B m"]  # a λ_i below this is noise of the largest multipliers
     length: Float64[Tensor, "B n"]  # of each coordinate of x, where x_j = 0 too
+    price: Float64[Tensor, "B m"]  # |λ| itself in cones of several rows
 
     @property
     def tau(self) -> Float64[Tensor, "B m"]:
-        """τ, a power of two that brings λ and g to one size; 1 where either has no scale."""
-        ratio = self.slack / self.multiplier
+        """τ, a power of two that brings λ and g to one size; 1 where either has no scale.
+
+        Where a cone's λ is far larger than matters to any row, parts of it cancel: beside τλ no digit of g
+        may be lost.
+        """
+        ratio = self.slack / torch.maximum(self.multiplier, self.price)
         return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0).log2().round().exp2()
 
     def plus(self, data: Float64[Tensor, "B N"], dual: Product) -> "Scales":
@@ -114,6 +119,7 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
         over_blocks(inequality + at.G.abs @ reach),
         over_blocks(ROUNDING * largest(terms) / at.G.peaks),
         widest,
+        torch.where(at.dual.alone, 0.0, over_blocks(point.lam.abs())),
     )
 
 
