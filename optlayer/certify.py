@@ -59,6 +59,7 @@ class Scales(NamedTuple):
     rounding: Float64[Tensor, "B m"]  # a λ_i below this is noise of the largest multipliers
     length: Float64[Tensor, "B n"]  # of each coordinate of x, where x_j = 0 too
     price: Float64[Tensor, "B m"]  # |λ| itself in cones of several rows
+    most: Float64[Tensor, "B 1"]  # that a row of stationarity may have
 
     @property
     def tau(self) -> Float64[Tensor, "B m"]:
@@ -71,11 +72,11 @@ class Scales(NamedTuple):
         return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0).log2().round().exp2()
 
     def plus(self, data: Float64[Tensor, "B N"], dual: Product) -> "Scales":
-        """With the rows' sensitivity to the data, |∂F/∂θ||θ|, added."""
+        """With the rows' sensitivity to the data, |∂F/∂θ||θ|, added; it has the multipliers in it, too."""
         sizes = [part.shape[1] for part in self[:3]]
         x, g, h = data.split(sizes, 1)
         return self._replace(
-            stationarity=self.stationarity + x,
+            stationarity=self.stationarity + torch.minimum(x, self.most),
             inequality=self.inequality + dual.over_blocks(g),
             equality=self.equality + h,
         )
@@ -110,7 +111,8 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
         idle = _idle(at, point.x)
         if idle.any():
             terms = torch.where(idle, terms + FLOOR * _passed_on(at, point.x, lengths), terms)
-    terms = numbers(torch.minimum(terms, _balanced(at, lengths)))
+    most = _balanced(at, lengths)
+    terms = numbers(torch.minimum(terms, most))
     return Scales(
         terms + unit * FLOOR * (at.hessian.abs @ torch.ones_like(x)) if unit else terms,
         over_blocks(inequality + FLOOR * (at.G.abs @ widest)),
@@ -120,6 +122,7 @@ def scales(at: Local, point: Point, unit: float = 0.0) -> Scales:
         over_blocks(ROUNDING * largest(terms) / at.G.peaks),
         widest,
         torch.where(at.dual.alone, 0.0, over_blocks(point.lam.abs())),
+        most,
     )
 
 

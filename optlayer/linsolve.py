@@ -79,7 +79,7 @@ def linsolve(
 class _LinearSolve(torch.autograd.Function):
     @staticmethod
     def forward(system: System, transposed: bool, b: Tensor, *data: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), without_saved_tensor_hooks():
             return system.inverse(b, *data, transposed=transposed)
 
     @staticmethod

@@ -86,6 +86,22 @@ def test_a_feasible_point_is_found_in_any_unit(unit):
     assert feasible(instance(*in_units(unit, FLAT[0], FLAT[1], G, [1.0, -1.001])).origin) is None
 
 
+@pytest.mark.parametrize("solver", [None, "PIQP", "CLARABEL", "SCS"])
+def test_multipliers_without_measure_hold_nothing(solver):
+    """Two lines, the same but for the last digits: where they cross is rounding, and λ there was 1e80."""
+    q = [9.99702455994525, 2487.869999228881]
+    G = [
+        [-216.57093753105468, 11946.970117690929],
+        [0.031348793464986313, 7.7146843778374805],
+        [-0.071121271960158605, -17.502369471915991],
+    ]
+    h = [2.6127922178913243, 0.0019112977651236183, -0.0043361773492822889]
+    z, *leaves = cp.Variable(2), cp.Parameter(2), cp.Parameter((3, 2)), cp.Parameter(3)
+    layer = OptLayer([z], leaves, lambda z, q, G, h: q @ z, [lambda z, q, G, h: G @ z - h], solver=solver)
+    with pytest.raises(UnboundedError, match="keeps falling along a feasible direction"):
+        layer(*(torch.tensor(part, dtype=DOUBLE) for part in (q, G, h)))
+
+
 @pytest.mark.parametrize("method", ["smooth", "cone"])
 def test_unbounded_is_proven_where_rounding_has_curved_a_direction(method):
     """L has two columns that are the same but for a unit; LᵀL is definite by its last digits."""

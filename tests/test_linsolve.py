@@ -157,3 +157,11 @@ def test_it_does_not_depend_on_threads():
     finally:
         torch.set_num_threads(threads)
     assert ((K @ x[..., None])[..., 0] - b).abs().max() < 1e-10
+
+
+def test_no_unknowns_have_the_empty_solution() -> None:
+    for batch in ((), (2,), (0,)):
+        found = solve(torch.zeros(*batch, 0, 0, dtype=DOUBLE), torch.zeros(*batch, 0, dtype=DOUBLE), 0)
+        assert found.x.shape == (*batch, 0)
+        assert found.singular.shape == batch
+        assert not found.singular.any()

@@ -589,6 +589,25 @@ def test_minimum_norm_where_the_jacobian_is_singular(rng):
         close(vmap(nest(solved))(torch.stack([a, -a]))[1], expected, 1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_minimum_norm_where_single_precision_hides_that_the_jacobian_is_singular(dtype, rng):
+    """c (w·u - a) = 0: the rows of cwᵀ, rounded to float32, are independent in float64."""
+    c, w = ((1 + normal(rng, 4).abs()).to(dtype) for _ in range(2))
+    expected = w.double() / w.double().square().sum()
+    a = torch.tensor(1.3, dtype=dtype)
+    u = (a.double() * expected).to(dtype)
+    solved = lambda a: implicit(lambda u, a: c * ((w * u).sum() - a), u, a)
+    for nest in (jacrev, jacfwd):
+        close(nest(solved)(a).double(), expected, 16 * torch.finfo(dtype).eps)
+
+
+def test_a_regular_jacobian_of_single_precision_is_not_called_singular(rng):
+    M = torch.diag(torch.tensor([1.0, 1e-1, 1e-2, 1e-3])) + 1e-5 * normal(rng, 4, 4).float()
+    inverse = torch.linalg.inv(M.double())
+    J = jacrev(lambda a: implicit(lambda u, a: M @ u - a, torch.zeros(4), a))(torch.zeros(4))
+    assert (J.double() - inverse).norm() <= 1e-3 * inverse.norm()
+
+
 def test_least_squares_where_the_equations_contradict_the_change(rng):
     """J = diag(2u, 0): what the second equation asks of u cannot be had, so it is not followed."""
     a = torch.tensor([4.0, 0.0], dtype=F64)
@@ -803,6 +822,18 @@ def test_the_hooks_still_see_what_is_kept_for_the_backward(rng):
         implicit(lambda u, a: u**2 - a, a.detach().sqrt(), a)
         (a * a).sum()  # and they are there again afterwards
     assert [t.shape for t in packed] == [(1, 2), (1, 2), (2,), (2,)]  # the root, its data; the two factors
+
+
+@under_hooks
+@pytest.mark.parametrize("hooks", HOOKS.values(), ids=HOOKS.keys())
+def test_under_the_hooks_of_saved_tensors_in_the_backward_alone(hooks, rng):
+    (a,) = leaves((1 + normal(rng, 3).square(),))
+    root = implicit(lambda u, a: u**2 - a, a.detach().sqrt(), a)
+    with hooks():
+        (slope,) = torch.autograd.grad(root.sum(), a, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), a)
+    close(slope.detach(), 0.5 * a.detach() ** -0.5, 1e-12)
+    close(curvature, -0.25 * a.detach() ** -1.5, 1e-12)
 
 
 @under_hooks
