@@ -8,6 +8,7 @@ from optlayer import certify, farkas, polish
 from optlayer.convexity import least_curvature
 from optlayer.engines.ask import cone_program, turned
 from optlayer.engines.clarabel import Clarabel
+from optlayer.engines.phase_one import EXACTLY, PhaseOne
 from optlayer.engines.recession import contradiction, feasible, recedes
 from optlayer.forms import Point
 from optlayer.forms.conic import ConicForm
@@ -25,7 +26,6 @@ VISIBLE = 1e-3  # a smaller relative fall is noise
 UNABATED = 0.9  # f must go on falling at this part of its slope: a convex f then falls forever
 SHARE = 1e-3  # of the largest part in a contradiction that is worth naming
 UNSETTLED = 1e-3  # a relative Newton step that is worth a word
-EXACTLY = 1e-12  # least relative gap of multipliers that balance to the last digits
 FALLS = "the objective keeps falling along a feasible direction"
 
 
@@ -64,7 +64,7 @@ def proven(plan: Plan, sample: Instance, claim: Status, words: str, ray: Point |
         return None if ray is None else _by_ray(sample, sample.form, claim, words, ray)
     least = CLAIMED if claim == Status.INFEASIBLE else UNCLAIMED
     failure = _infeasible(plan, sample, words, least)
-    if failure is None and sample.form.quadratic and _contradicts(sample):
+    if failure is None and _contradicts(sample):
         failure = Failure(Status.INFEASIBLE, f"{words}; the constraints contradict each other, if by little")
     if failure is None and claim == Status.UNBOUNDED:
         failure = _unbounded(plan, sample, words)
@@ -78,7 +78,9 @@ def _recedes(sample: Instance) -> bool:
 
 
 def _contradicts(sample: Instance) -> bool:
-    """Whether affine constraints leave no point, by however little."""
+    """Whether the constraints leave no point, by however little."""
+    if not sample.form.quadratic:
+        return PhaseOne().least_violation(sample, EXACTLY) is not None
     found = contradiction(sample.origin)
     if found is None:
         return False

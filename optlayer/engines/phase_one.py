@@ -32,13 +32,17 @@ from optlayer.polish import polish
 
 FAR = 1e5  # how far out, in lengths of x̂ and of the rows, a feasible point would have to lie
 VISIBLE = 1e-7  # least relative size of λᵀg + νᵀh
+EXACTLY = 1e-12  # the same where λ and ν balance to the last digits
 
 
 class PhaseOne:
     """A `Proof` for problems that no modelling language can state; one sample at a time."""
 
-    def least_violation(self, sample: Instance) -> Elastic | None:
-        """The least violated point, where its multipliers prove that there is no feasible one."""
+    def least_violation(self, sample: Instance, visible: float = VISIBLE) -> Elastic | None:
+        """The least violated point, where its multipliers prove that there is no feasible one.
+
+        They prove it by a relative size of λᵀg + νᵀh of more than `visible`.
+        """
         base = sample.form
         if not isinstance(base, SmoothForm) or not base.m + base.p:
             return None
@@ -47,7 +51,7 @@ class PhaseOne:
         found = polish(problem, interior(problem).point)
         y, lam = found.point.x, found.point.lam
         x, t = y[:, :-1], y[0, -1]
-        if not (y.isfinite().all() and t > 0 and _proves(sample, x, lam, weights)):
+        if not (y.isfinite().all() and t > 0 and _proves(sample, x, lam, weights, visible)):
             return None
         return Elastic(x[0].numpy(), _violations(base, sample, x))
 
@@ -64,7 +68,7 @@ class PhaseOne:
         return found
 
 
-def _proves(sample: Instance, x: Tensor, lam: Float64[Tensor, "1 k"], w: Tensor) -> bool:
+def _proves(sample: Instance, x: Tensor, lam: Float64[Tensor, "1 k"], w: Tensor, visible: float) -> bool:
     """Whether λᵀg + νᵀh is stationary at x, and positive."""
     m, p = sample.form.m, sample.form.p
     own, above, below, _ = lam.clamp_min(0.0).split([m, p, p, 1], 1)
@@ -74,7 +78,7 @@ def _proves(sample: Instance, x: Tensor, lam: Float64[Tensor, "1 k"], w: Tensor)
     left_over = (at.G.mT(own) + at.A.mT(nu)).abs()
     lengths = torch.maximum(x.abs().amax(), (torch.cat([at.g, at.h], 1).abs() / w).amax())
     gap = shares.sum() - FAR * lengths * left_over.sum()
-    return bool(gap > VISIBLE * shares.abs().sum())
+    return bool(gap > visible * shares.abs().sum())
 
 
 def _violations(base: SmoothForm, sample: Instance, x: Tensor) -> dict[str, float]:
