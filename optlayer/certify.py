@@ -71,12 +71,16 @@ class Scales(NamedTuple):
         ratio = self.slack / torch.maximum(self.multiplier, self.price)
         return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0).log2().round().exp2()
 
-    def plus(self, data: Float64[Tensor, "B N"], dual: Product) -> "Scales":
-        """With the rows' sensitivity to the data, |∂F/∂θ||θ|, added; it has the multipliers in it, too."""
+    def plus(self, data: Float64[Tensor, "B N"], alone: Float64[Tensor, "B N"], dual: Product) -> "Scales":
+        """With the rows' sensitivity to the data, |∂F/∂θ||θ|, added.
+
+        Multipliers far beyond f excuse nothing here either: `alone` is the same without them.
+        """
         sizes = [part.shape[1] for part in self[:3]]
         x, g, h = data.split(sizes, 1)
+        most = torch.maximum(self.most, LARGEST * largest(alone[:, : sizes[0]]))
         return self._replace(
-            stationarity=self.stationarity + torch.minimum(x, self.most),
+            stationarity=self.stationarity + torch.minimum(x, most),
             inequality=self.inequality + dual.over_blocks(g),
             equality=self.equality + h,
         )

@@ -270,7 +270,9 @@ def _certificate(problem: Instance, found: Polished, tolerance: float) -> Float6
         some, u, tau = problem.rows(failing), found.u[failing], found.tau[failing]
         point = problem.form.recover(u, tau)
         at = some.at(point)
-        scale = certify.scales(at, point, some.unit).plus(some.sensitivity(u, tau), at.dual)
+        alone = torch.cat([point.x, torch.zeros_like(u[:, problem.form.n :])], 1)  # λ = 0, ν = 0
+        moved, of_f = some.sensitivity(u, tau), some.sensitivity(alone, tau)
+        scale = certify.scales(at, point, some.unit).plus(moved, of_f, at.dual)
         rows[failing] = certify.residuals(at, point, scale).stacked
     rows[~problem.borders.smooth(found.point.x)] = torch.inf
     return rows

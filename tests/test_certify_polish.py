@@ -188,7 +188,8 @@ def test_the_rows_of_a_cone_share_one_scale():
     u = torch.randn(1, form.size, generator=generator, dtype=DOUBLE)
     point = form.recover(u, torch.ones(1, form.m, dtype=DOUBLE))
     scale = certify.scales(case.at(point), point)
-    scale = scale.plus(case.sensitivity(u, scale.tau), form.dual)
+    moved = case.sensitivity(u, scale.tau)
+    scale = scale.plus(moved, moved, form.dual)
     for rows in (scale.inequality, scale.multiplier, scale.slack, scale.tau):
         assert torch.equal(rows, form.dual.over_blocks(rows))
     assert not torch.equal(case.sensitivity(u, scale.tau)[:, form.n : form.n + form.m], scale.inequality)
@@ -517,8 +518,11 @@ def test_the_sensitivity_to_the_data_is_added_to_each_kind_of_row():
     at, point = made_up(auxiliary=False)
     plain = certify.scales(at, point)
     data = torch.arange(1.0, 12.0, dtype=DOUBLE).expand(2, -1)
-    found = plain._replace(most=torch.tensor([[math.inf], [3.0]])).plus(data, at.dual)
-    assert torch.equal(found.stationarity[0], plain.stationarity[0] + data[0, :5])
+    most = torch.tensor([[1.0], [3.0]], dtype=DOUBLE)
+    alone = torch.zeros(2, 11, dtype=DOUBLE)
+    alone[0, 2], alone[:, 5:] = 4.5 / certify.LARGEST, 1e9  # what f makes of it counts, g and h do not
+    found = plain._replace(most=most).plus(data, alone, at.dual)
+    assert torch.equal(found.stationarity[0], plain.stationarity[0] + data[0, :5].clamp_max(4.5))
     assert torch.equal(found.stationarity[1], plain.stationarity[1] + data[1, :5].clamp_max(3.0))
     assert torch.equal(found.inequality, plain.inequality + torch.tensor([6.0, 8.0, 8.0, 9.0]))
     assert torch.equal(found.equality, plain.equality + data[:, 9:])
