@@ -96,18 +96,20 @@ class _Equations:
 def _least_squares(
     J: Float64[Tensor, "... n n"], b: Float64[Tensor, "B n"], ulp: float
 ) -> Float64[Tensor, "B n"]:
-    """J⁺b: J x = b from [[0, J], [Jᵀ, 0]] (w, x) = (b, 0), which is symmetric.
-
-    A J that was computed in single precision is as singular as its rounding lets it be.
-    """
-    n, nothing = b.shape[1], torch.zeros_like(J)
-    K = torch.cat([torch.cat([nothing, J], 2), torch.cat([J.mT, nothing], 2)], 1)
+    """J⁺b; a J that was computed in single precision is as singular as its rounding lets it be."""
+    n = b.shape[1]
     null = ROUNDING * ulp * (2 * n) ** 0.5 if ulp > torch.finfo(torch.float64).eps else RANK * 2 * n
-    found = solve(K, torch.cat([b, torch.zeros_like(b)], 1), n, null)
+    found = solve(_symmetric(J), torch.cat([b, torch.zeros_like(b)], 1), n, null)
     x, lost = found.x[:, n:], found.singular.nonzero().squeeze(1)
     if len(lost):
         x[lost] = _minimum_norm(J.expand(len(b), n, n)[lost], b[lost], null)
     return x
+
+
+def _symmetric(J: Float64[Tensor, "B n n"]) -> Float64[Tensor, "B 2n 2n"]:
+    """K = [[0, J], [Jᵀ, 0]]: K (w, x) = (b, 0) says J x = b."""
+    nothing = torch.zeros_like(J)
+    return torch.cat([torch.cat([nothing, J], 2), torch.cat([J.mT, nothing], 2)], 1)
 
 
 def _minimum_norm(J: Float64[Tensor, "B n n"], b: Float64[Tensor, "B n"], null: float) -> Tensor:
@@ -117,9 +119,7 @@ def _minimum_norm(J: Float64[Tensor, "B n n"], b: Float64[Tensor, "B n"], null: 
     eigenvectors of the symmetric matrix, would mix equations and unknowns, whose units have nothing in
     common.
     """
-    n = b.shape[1]
-    both = ruiz(torch.cat([torch.cat([0 * J, J], 2), torch.cat([J.mT, 0 * J], 2)], 1))
-    R, C = both.split(n, 1)
+    R, C = ruiz(_symmetric(J)).chunk(2, 1)
     U, sigma, Vt = torch.linalg.svd(R[:, :, None] * J * C[:, None, :])
     gone = sigma <= null * sigma.amax(1, keepdim=True)
     inverse = torch.where(gone, 0.0, 1.0 / sigma)

@@ -38,6 +38,7 @@ REFINEMENTS = 2
 ROUNDING = 1e-14  # of a multiplier or a slack
 DONE = 1e-15  # residual with nothing left to gain
 CLOSE = 1e-14  # and with little
+MEASURE = 1e9  # |y| in units of |Px + q|, beyond which it says nothing
 LOST = 1e12  # x or y, in units of the start: there is no solution, or none to be found from here
 
 
@@ -90,8 +91,9 @@ class Place(NamedTuple):
 def solution(sample: Sample, x: Array, y: Array) -> Place:
     """A solution beside (x, y), or the best that was found; the sample is equilibrated.
 
-    Its residuals are in units of x and y.
+    Its residuals are in units of x and y. Multipliers without measure, which cancel each other, are no start.
     """
+    y = y if size(y) <= MEASURE * size(sample.P @ x + sample.q) else np.zeros_like(y)
     ux, uy = size(x, sample.b), size(y, sample.q)
     best = _best(sample.in_units(ux, uy), x / ux, np.where(sample.equal, y, y.clip(min=0.0)) / uy)
     return best._replace(x=best.x * ux, y=best.y * uy)
