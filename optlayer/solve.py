@@ -30,6 +30,7 @@ from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import Factored, Instance, KKTForm, Reduction
 from optlayer.matrix import largest
 from optlayer.modes import without_saved_tensor_hooks
+from optlayer.newton import begin
 from optlayer.plan import Call, Outcome, Plan
 from optlayer.polish import LONG, PATIENCE, Polished, polish, restlessness, start
 from optlayer.report import Failure, explain
@@ -235,7 +236,7 @@ def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Ten
     short = (residuals.amax(1) > ROUNDED) | (found.merit > UNSETTLED)
     if not isinstance(form, ConicForm):  # of rows that bind by rounding alone no derivative would be right
         unsure = short & residuals.isfinite().all(1) & form.quadratic
-        return unsure & found.reduced.singular[0] & _unsettled(found) if unsure.any() else unsure
+        return unsure & found.reduced.singular[0] & _unsettled(problem, found) if unsure.any() else unsure
     floor = ROUNDING * certify.extent(found.at, x).squeeze(1)
     gap = form.stated.gap(x, form.value(x, *problem.theta), floor, *problem.theta)
     moves = restlessness(problem, found) > RESTLESS
@@ -244,11 +245,15 @@ def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Ten
     return residuals.isfinite().all(1) & (moves | (gap > STATED))
 
 
-def _unsettled(found: Polished) -> Bool[Tensor, " B"]:
-    """Whether a residual is left that is neither rounding nor a tie's, whose multiplier was dropped."""
+def _unsettled(problem: Instance, found: Polished) -> Bool[Tensor, " B"]:
+    """Whether a residual is left that is neither rounding nor a tie's, whose multiplier was dropped.
+
+    The merit is that of Newton's last point, or of the one that was made of it on the bounds.
+    """
     scale = certify.without_empty_rows(found.at, found.point, found.scale)
     left = certify.residuals(found.at, found.point, scale).worst
-    return (left > torch.where(found.kink, TIED, ROUNDED)) | (found.merit > UNSETTLED)
+    merit = torch.minimum(found.merit, begin(problem, found.point)[2].merit)
+    return (left > torch.where(found.kink, TIED, ROUNDED)) | (merit > UNSETTLED)
 
 
 def _rays(form: KKTForm, answer: Answer, named: list[int]) -> dict[int, Point]:

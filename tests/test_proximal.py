@@ -29,8 +29,8 @@ def sample(P: Any, q: Any, A: Any, b: Any, zero: int = 0) -> Sample:
     return Sample(sparse.csc_matrix(P), q, sparse.csr_matrix(A), b, zero)
 
 
-def degenerate(seed: int, n: int = 8, m: int = 12, p: int = 3, rank: int = 5) -> Sample:
-    """Planted: P of low rank, half of the inequalities weakly active or repeated, one equality twice."""
+def planted(seed: int, n: int = 8, m: int = 12, p: int = 3, rank: int = 5) -> tuple[Sample, np.ndarray]:
+    """P of low rank, half of the inequalities weakly active or repeated, one equality twice; and a solution."""
     rng = np.random.default_rng(seed)
     L, G, E, x = (rng.standard_normal(s) for s in ((rank, n), (m, n), (p, n), n))
     G[-1], E[-1] = G[0], -2 * E[0]
@@ -39,7 +39,11 @@ def degenerate(seed: int, n: int = 8, m: int = 12, p: int = 3, rank: int = 5) ->
     slack[-1] = slack[0]
     A = np.vstack([E, G])
     q = -(L.T @ L @ x + A.T @ np.concatenate([rng.standard_normal(p), lam]))
-    return sample(L.T @ L, q, A, A @ x + np.concatenate([np.zeros(p), slack]), p)
+    return sample(L.T @ L, q, A, A @ x + np.concatenate([np.zeros(p), slack]), p), x
+
+
+def degenerate(seed: int, rank: int = 5) -> Sample:
+    return planted(seed, rank=rank)[0]
 
 
 def violation(s: Sample, x: np.ndarray, y: np.ndarray) -> float:
@@ -175,6 +179,17 @@ def test_a_face_beside_the_one_that_was_found() -> None:
     assert np.array_equal(y, [1.0, 0.0, 0.0])
 
 
+def test_where_the_engine_has_broken_off_it_sets_out_from_nothing() -> None:
+    """No point, and no claim that there is none; after a claim there is nothing to go on from."""
+    samples = [degenerate(seed) for seed in range(3)]
+    before = answer(samples)
+    before.x[:], before.y[:] = np.nan, np.nan
+    before = replace(before, claims=(Status.INACCURATE, Status.INFEASIBLE, Status.FAILED))
+    after = Face().improved(programme(*samples), before)
+    assert violation(samples[0], after.x[0], after.y[0]) <= 1e-11
+    assert np.isnan(after.x[1:]).all()
+
+
 def test_a_sample_does_not_feel_its_neighbours() -> None:
     samples = [degenerate(seed) for seed in range(4)]
     together = Face().improved(programme(*samples), answer(samples))
@@ -254,3 +269,39 @@ def test_an_error_of_its_own_leaves_the_answer_and_is_named(monkeypatch: pytest.
     after = asking.improve(Face(), problem, torch.tensor([0]), before)
     assert after.x is x
     assert after.words == ("ROUGH: solved; PROXIMAL raised ArithmeticError: lost",)
+
+
+SIZES = [(3, 6, 0, 2), (6, 10, 2, 0), (8, 16, 3, 4), (15, 30, 4, 8)]  # n, m, p, rank of P
+
+
+@pytest.mark.parametrize("solver", [None, "INTERIOR", "PIQP", "OSQP", "SCS", "CLARABEL"])
+@pytest.mark.parametrize("size", SIZES)
+def test_degenerate_programmes_are_solved_by_every_engine(size: tuple[int, ...], solver: str | None) -> None:
+    """Repeated rows, weakly active ones, P of low rank: the optimal value, at a feasible point."""
+    n, m, p, rank = size
+    samples, answers = zip(*(planted(seed, n, m, max(p, 1), rank) for seed in range(8)))
+    z, q, A, b = cp.Variable(n), cp.Parameter(n), cp.Parameter((m, n)), cp.Parameter(m)
+    L, E, e = cp.Parameter((max(rank, 1), n)), cp.Parameter((max(p, 1), n)), cp.Parameter(max(p, 1))
+    objective = (cp.sum_squares(L @ z) / 2 if rank else 0 * cp.sum(L)) + q @ z
+    stated = cp.Problem(cp.Minimize(objective), [A @ z <= b, E @ z == e])
+    layer = OptLayer.from_problem(stated, [L, q, A, b, E, e], [z], solver=solver, nonunique="ignore")
+    roots = [_root(s, max(rank, 1)) for s in samples]
+    parts = [(r, s.q, _rows(s)[1], s.b[s.zero :], _rows(s)[0], s.b[: s.zero]) for r, s in zip(roots, samples)]
+    found = layer.solve(*(torch.tensor(np.stack(part)) for part in zip(*parts)))
+    for s, best, x in zip(samples, answers, found.primal[0].numpy()):
+        value = lambda x, s=s: x @ (s.P @ x) / 2 + s.q @ x
+        assert value(x) == pytest.approx(value(best), abs=1e-9 * (1 + np.abs(s.q) @ np.abs(x)))
+        slack = s.b - s.A @ x
+        assert np.where(s.equal, np.abs(slack), -slack).max() <= 1e-9 * (1 + np.abs(x).max())
+
+
+def _root(s: Sample, rank: int) -> np.ndarray:
+    """L with LᵀL = P."""
+    values, vectors = np.linalg.eigh(s.P.toarray())
+    return (np.sqrt(values.clip(min=0.0)) * vectors).T[-rank:]
+
+
+def _rows(s: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Equalities, inequalities."""
+    A = s.A.toarray()
+    return A[: s.zero], A[s.zero :]

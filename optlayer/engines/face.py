@@ -48,7 +48,7 @@ WRONG = 1e-9  # relative size of a multiplier or a slack with the wrong sign tha
 
 
 class Face:
-    """Goes on from the answer of the engine before, where that has one.
+    """Goes on from the answer of the engine before, where that has one, and from 0 where that has broken off.
 
     For quadratic programmes whose cones are orthants.
     """
@@ -61,6 +61,8 @@ class Face:
         scaled, units = equilibrated(program)
         P, A, x, y = to_csc(scaled.P), to_csc(scaled.A), answer.x / units.x, answer.y / units.y
         claims = list(answer.claims)
+        broken = np.array([claim == Status.INACCURATE for claim in claims]) & ~np.isfinite(x).all(1)
+        x[broken], y[broken] = 0.0, 0.0
         for i in np.flatnonzero(np.isfinite(x).all(1) & np.isfinite(y).all(1)).tolist():
             q, b = scaled.q[i].numpy(), scaled.b[i].numpy()
             sample = Sample(P.matrix(i), q, A.matrix(i).tocsr(), b, scaled.zero)

@@ -119,7 +119,7 @@ def _following(form: KKTForm, engine: Engine, options: dict[str, Any]) -> tuple[
     if not (isinstance(form, Programme) and form.dual.is_orthant):
         return ()
     if isinstance(engine, InteriorQP):
-        return InteriorQP(options, CLOSELY), Face()
+        return Face(), InteriorQP(options, CLOSELY), Face()
     return (Face(), *closely()) if isinstance(engine, PIQP) and not options else (Face(),)
 
 
