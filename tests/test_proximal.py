@@ -30,7 +30,7 @@ def sample(P: Any, q: Any, A: Any, b: Any, zero: int = 0) -> Sample:
 
 
 def planted(seed: int, n: int = 8, m: int = 12, p: int = 3, rank: int = 5) -> tuple[Sample, np.ndarray]:
-    """P of low rank, half of the inequalities weakly active or repeated, an equality twice; and a solution."""
+    """P of low rank, half of the inequalities weakly active or repeated, an equality twice; and its x."""
     rng = np.random.default_rng(seed)
     L, G, E, x = (rng.standard_normal(s) for s in ((rank, n), (m, n), (p, n), n))
     G[-1], E[-1] = G[0], -2 * E[0]
