@@ -37,11 +37,12 @@ def unheld(at: Local, point: Point, terms: Float64[Tensor, "B n"]) -> Bool[Tenso
     open_share = OPEN * (pulls.abs().sum(1) + held.abs().sum(1) + curved)
     unbalanced = (left - curved).abs() > open_share + rounding
     suspect = unbalanced | ((left * pull > SHARE * pull.square()) & (curved <= rounding))
-    return suspect & _far(at, point.x.abs()) if suspect.any() else suspect
+    return suspect & far(at, point.x, FAR) if suspect.any() else suspect
 
 
-def _far(at: Local, x: Float64[Tensor, "B n"]) -> Bool[Tensor, " B"]:
-    """Whether the data are lost in the terms of some row, |G||x| >> |g₀|; x >= 0."""
+def far(at: Local, x: Float64[Tensor, "B n"], times: float) -> Bool[Tensor, " B"]:
+    """Whether the data of some row are so many times smaller than its terms, |g₀| << |G||x|. at: at x = 0."""
+    x = x.abs()
     made = torch.cat([at.hessian.abs @ x, at.G.abs @ x, at.A.abs @ x], 1)
     given = torch.cat([at.gradient, at.g, at.h], 1).abs()
-    return (torch.where(given > 0, made, 0.0) > FAR * given).any(1)
+    return (torch.where(given > 0, made, 0.0) > times * given).any(1)

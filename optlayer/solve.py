@@ -15,39 +15,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from optlayer import certify, failures
-from optlayer.balance import unheld
 from optlayer.convexity import least_curvature
+from optlayer.doubts import is_doubtful
 from optlayer.engines import Answer
 from optlayer.engines.ask import ask, improve, some
 from optlayer.engines.face import Face
 from optlayer.engines.table import Engine
 from optlayer.forms import Point
-from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import Factored, Instance, KKTForm, Reduction
-from optlayer.matrix import largest
 from optlayer.modes import without_saved_tensor_hooks
-from optlayer.newton import begin
 from optlayer.plan import Call, Outcome, Plan
-from optlayer.polish import LONG, PATIENCE, Polished, polish, restlessness, start
+from optlayer.polish import LONG, PATIENCE, Polished, polish, start
 from optlayer.report import Failure, explain
 from optlayer.smoothing import smoothed_roots
 from optlayer.solution import Status
-
-STRIDE = 1e3  # growth of x from an engine's answer to the polished one that is no polish any more
-RESTLESS = 1e-6  # a relative Newton step that says "not a minimum"
-ROUNDED = 1e-11  # residual that Newton leaves where K is regular, and more
-TIED = 1e-9  # residual that the multipliers of ties leave behind, each 1e-10 of what would matter
-UNSETTLED = (
-    1e-9  # merit at which Newton's method has not arrived, whatever the certificate's wider scales say
-)
-STATED = 1e-6  # largest relative disagreement with the user's own objective and constraints
-ROUNDING = 1e-13  # of the data's largest length: differences that are none
-BEYOND = 1e100  # no number of anybody's problem
-FAR = 1e5  # lengths of the data that an argmin may measure without being suspect
 
 
 def solve(plan: Plan, call: Call, theta: tuple[Tensor, ...]) -> Outcome:
@@ -190,70 +175,10 @@ def _examine(problem: Instance, answer: Answer, rows: Tensor, tolerance: float) 
     named, doubted = index.tolist(), torch.ones(len(rows), dtype=torch.bool)
     doubted[index] = torch.tensor([claim != Status.SOLVED for claim in answer.claims], dtype=torch.bool)
     first = x if answer.first is None else x.index_copy(0, index, torch.from_numpy(answer.first))
-    lost = _ran_away(problem, first, polished.point, doubted) | _restless(problem, polished, residuals)
-    if form.quadratic:
-        lost |= unheld(problem.origin, polished.point, polished.scale.stationarity)
-    residuals[lost] = torch.inf
+    residuals[is_doubtful(problem, polished, residuals, first, doubted, tolerance)] = torch.inf
     claims, words = (dict(zip(named, said, strict=True)) for said in (answer.claims, answer.words))
     rays = _rays(form, answer, named)
     return _Attempt(index, answer, polished, residuals, iterations, claims, words, rays)
-
-
-def _ran_away(
-    problem: Instance, start: Tensor, found: Point, doubted: Bool[Tensor, " B"]
-) -> Bool[Tensor, " B"]:
-    """Whether Newton left for infinity, where an infimum that is not attained passes every relative test.
-
-    So does a problem without feasible points, once x or the multipliers are large enough. Of cone
-    programmes less is believed: anything else has a scale of its own in every row. Nor is it of a quadratic
-    programme whose engine itself doubts the answer that Newton set out from.
-    """
-    size = _size(found.x)
-    lost = torch.stack([_size(part) for part in found]).amax(0) > BEYOND
-    conic = isinstance(problem.form, ConicForm)
-    if not (conic or problem.form.quadratic):
-        return lost
-    away = size > STRIDE * _size(start)
-    away = away if conic else away & doubted
-    if away.any():
-        far = size > FAR * certify.extent(problem.origin, torch.zeros_like(found.x)).squeeze(1)
-        lost |= far & away
-    return lost
-
-
-def _size(part: Float64[Tensor, "B k"]) -> Float64[Tensor, " B"]:
-    return largest(part).squeeze(1)
-
-
-def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Tensor, " B"]:
-    """Whether one more Newton step would move the user's variables: the forward error of the answer.
-
-    The rows of a cone are judged together, so that a small residual does not say that what is small
-    among them is right: x² <= t in a cone whose largest row is 1 + t. Where K is regular the step does;
-    the user's own functions, evaluated at x, say it everywhere.
-    """
-    form, x = problem.form, found.point.x
-    short = (residuals.amax(1) > ROUNDED) | (found.merit > UNSETTLED)
-    if not isinstance(form, ConicForm):  # of rows that bind by rounding alone no derivative would be right
-        unsure = short & residuals.isfinite().all(1) & form.quadratic
-        return unsure & found.reduced.singular[0] & _unsettled(problem, found) if unsure.any() else unsure
-    floor = ROUNDING * certify.extent(found.at, x).squeeze(1)
-    gap = form.stated.gap(x, form.value(x, *problem.theta), floor, *problem.theta)
-    moves = restlessness(problem, found) > RESTLESS
-    if short.any():  # where K is singular, a step that stays says nothing of a residual that is left
-        moves |= short & found.reduced.singular[0]
-    return residuals.isfinite().all(1) & (moves | (gap > STATED))
-
-
-def _unsettled(problem: Instance, found: Polished) -> Bool[Tensor, " B"]:
-    """Whether a residual is left that is neither rounding nor a tie's, whose multiplier was dropped.
-
-    The merit is that of Newton's last point, or of the one that was made of it on the bounds.
-    """
-    scale = certify.without_empty_rows(found.at, found.point, found.scale)
-    left = certify.residuals(found.at, found.point, scale).worst
-    merit = torch.minimum(found.merit, begin(problem, found.point)[2].merit)
-    return (left > torch.where(found.kink, TIED, ROUNDED)) | (merit > UNSETTLED)
 
 
 def _rays(form: KKTForm, answer: Answer, named: list[int]) -> dict[int, Point]:

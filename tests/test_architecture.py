@@ -28,7 +28,7 @@ FLOORS = [
     {"farkas", "newton", "ties", "declare"},
     {"polish", "smoothing"},
     {"engines"},
-    {"plan"},
+    {"plan", "doubts"},
     {"failures"},
     {"solve"},
     {"layer"},

@@ -102,6 +102,26 @@ def test_multipliers_without_measure_hold_nothing(solver):
         layer(*(torch.tensor(part, dtype=DOUBLE) for part in (q, G, h)))
 
 
+def test_constraints_that_meet_by_rounding_hold_nothing():
+    """Along a direction f falls, and rows change in their last digits only: they meet at 6e16."""
+    q = [-2.0403610194078916, 0.0009267568699753765, -0.09415910943035263]
+    G = [
+        [21.305660857315992, 0.03177515449441353, -1.4037739158297735],
+        [4.095710980037049, 0.0011750477187148281, 0.014197373778583322],
+        [-1.5152154740854622, 0.0007897373170167063, -0.07575484057346121],
+        [-4.041254988897166e-05, -4.3269368909365853e-07, -1.4979381915096606e-05],
+    ]
+    h = [21.199576201488874, 2.3924265334310477, 0.4324562328175143, 0.000333909189431444]
+    E, e = [[2.8972426287455404, -0.004157711473905039, 0.2973001029627127]], [-2.0360109458262783]
+    L = [[-1.123061010699787, -0.00020886296223630423, -0.010418982864311773]]
+    z = cp.Variable(3)
+    leaves = [cp.Parameter(np.shape(part)) for part in (q, G, h, E, e, L)]
+    objective = lambda z, q, G, h, E, e, L: cp.sum_squares(L @ z) / 2 + q @ z
+    rows = [lambda z, q, G, h, E, e, L: G @ z - h], [lambda z, q, G, h, E, e, L: E @ z - e]
+    with pytest.raises(UnboundedError, match="keeps falling along a feasible direction"):
+        OptLayer([z], leaves, objective, *rows)(*(torch.tensor(p, dtype=DOUBLE) for p in (q, G, h, E, e, L)))
+
+
 @pytest.mark.parametrize("method", ["smooth", "cone"])
 def test_unbounded_is_proven_where_rounding_has_curved_a_direction(method):
     """L has two columns that are the same but for a unit; LᵀL is definite by its last digits."""

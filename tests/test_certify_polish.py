@@ -12,6 +12,7 @@ from optlayer.cones import Nonnegative, Product, SecondOrder
 from optlayer.declare.declaration import Declaration
 from optlayer.declare.problem import ProblemDeclaration
 from optlayer.declare.routes import compile_declaration
+from optlayer.doubts import _ran_away
 from optlayer.forms import Local, Point
 from optlayer.forms.kkt import Instance
 from optlayer.matrix import Dense
@@ -28,7 +29,6 @@ from optlayer.polish import (
     restlessness,
     settle,
 )
-from optlayer.solve import _ran_away
 
 DOUBLE = torch.float64
 
