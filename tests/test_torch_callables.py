@@ -22,7 +22,7 @@ from optlayer import (
     Status,
     UnboundedError,
 )
-from optlayer.engines.phase_one import _proves
+from optlayer.engines.phase_one import VISIBLE, _proves
 from optlayer.forms.kkt import Instance
 
 n = 4
@@ -425,7 +425,7 @@ def test_a_proof_needs_multipliers_that_balance(at: float, proven: bool) -> None
     layer = OptLayer([z], [], lambda z: torch.exp(z).sum(), [lambda z: torch.dot(z, z) + 1])
     point = torch.full((1, n), at, dtype=torch.float64)
     lam, w = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    assert _proves(Instance(layer._plan.form, (), 1), point, lam, w) is proven
+    assert _proves(Instance(layer._plan.form, (), 1), point, lam, w, VISIBLE) is proven
 
 
 def test_what_cannot_be_proven_is_not_claimed() -> None:
