@@ -234,7 +234,13 @@ def _minimum_norm(K: Tensor, b: Tensor, s: Tensor, n: int, nothing: float) -> So
     def off_null(a: Tensor) -> Tensor:
         return a - matvec(onto_null, a)
 
-    y = matvec(W, inverse * matvec(W.mT, s * off_null(b)))
+    def solved(a: Tensor) -> Tensor:
+        return matvec(W, inverse * matvec(W.mT, a))
+
+    rhs = s * off_null(b)
+    y = solved(rhs)
+    for _ in range(REFINEMENTS):  # where the least eigenvalues are near RANK their vectors are not exact
+        y = y + solved(rhs - matvec(K, y))
     free = onto_null.diagonal(dim1=1, dim2=2)[:, :n] > 1e-8
     return Solved(off_null(s * y), null.any(1), free)
 
