@@ -74,7 +74,7 @@ class Deficient:
             for _ in range(STEPS):
                 X = _orthonormal(self._apply(X))
                 X = _orthonormal(X - self._apply(self._K @ X))  # F rounds: off with what is in the range
-            _, sizes, turned = linalg.svd(self._K @ X, full_matrices=False)
+            sizes, turned = _singular(self._K @ X)
             null = sizes <= RANK * N
             if size >= N or null.sum() <= ROOM * size:
                 return X @ turned[null].T
@@ -118,6 +118,15 @@ def _ruiz(K: sparse.csc_matrix) -> Float64[Array, " N"]:
         largest = (scale @ sizes @ scale).max(axis=1).toarray().ravel()
         s = s / np.sqrt(np.where(largest > 0, largest, 1.0))
     return s
+
+
+def _singular(A: Float64[Array, "N k"]) -> tuple[Array, Array]:
+    """σ and Vᵀ, by QR iteration where divide and conquer does not converge."""
+    try:
+        _, sizes, turned = linalg.svd(A, full_matrices=False)
+    except linalg.LinAlgError:
+        _, sizes, turned = linalg.svd(A, full_matrices=False, lapack_driver="gesvd")
+    return sizes, turned
 
 
 def _orthonormal(X: Float64[Array, "N k"]) -> Float64[Array, "N k"]:

@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from optlayer import OptLayer, Solution, fill, sparse_saddle
+from optlayer import OptLayer, Solution, deficient, fill, sparse_saddle
 from optlayer.declare.recovery import Affine, entries
 from optlayer.deficient import Deficient
 from optlayer.engines.large import large_engines
@@ -343,6 +343,22 @@ def test_a_null_space_larger_than_the_first_basis_is_found() -> None:
     nearest = np.arange(50.0) - np.mean(np.arange(50.0)) + 1 / 50
     assert np.abs(x[:50] - nearest).max() < 1e-11
     assert np.ptp(x[50:]) < 1e-12
+
+
+def test_divide_and_conquer_that_does_not_converge_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAPACK's gesdd gives up at times; gesvd is slower, and does not."""
+    svd = deficient.linalg.svd
+
+    def stubborn(A: np.ndarray, lapack_driver: str = "gesdd", **options: Any) -> Any:
+        if lapack_driver == "gesdd":
+            raise deficient.linalg.LinAlgError("SVD did not converge")
+        return svd(A, lapack_driver=lapack_driver, **options)
+
+    monkeypatch.setattr(deficient.linalg, "svd", stubborn)
+    K = sparse.csc_matrix(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, -2.0]]))
+    inverse = Deficient(K, 2)
+    assert inverse.singular
+    assert np.allclose(inverse(np.array([2.0, 2.0, 2.0])), [1.0, 1.0, -1.0], atol=1e-12)
 
 
 def test_a_regular_matrix_is_none_of_that() -> None:
