@@ -103,10 +103,11 @@ def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Ten
 
 def _recedes(problem: Instance, found: Polished, certified: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
     """Whether f falls for ever past a point far out, where dependent constraints meet by rounding alone."""
-    suspect = certified & far(problem.origin, found.point.x, OUTER)
-    if not (problem.form.dual.is_orthant and suspect.any()):
-        return torch.zeros_like(suspect)
-    suspect &= found.reduced.singular[0]
+    if not (problem.form.dual.is_orthant and certified.any()):
+        return torch.zeros_like(certified)
+    suspect = certified & found.reduced.singular[0]  # needed for the flags in any case
+    if suspect.any():
+        suspect &= far(problem.origin, found.point.x, OUTER)
     for i in suspect.nonzero().flatten().tolist():
         suspect[i] = recedes(problem.rows(torch.tensor([i])).origin)
     return suspect

@@ -11,13 +11,13 @@ from optlayer.engines.cvxpy import Cvxpy
 from optlayer.engines.face import Face
 from optlayer.engines.interior import Interior
 from optlayer.engines.native import InteriorQP
-from optlayer.engines.table import Engine
+from optlayer.engines.table import Solver
 from optlayer.forms.kkt import Instance
 from optlayer.matrix import stacked
 from optlayer.solution import Status
 
 
-def ask(engine: Engine, problem: Instance, rows: Tensor) -> Answer:
+def ask(engine: Solver, problem: Instance, rows: Tensor) -> Answer:
     """An engine's answer for some samples, y = (λ, ν); one that throws has none."""
     try:
         return _asked(engine, problem, rows)
@@ -41,13 +41,11 @@ def improve(engine: Face, problem: Instance, rows: Tensor, answer: Answer) -> An
         return replace(answer, words=tuple(f"{word}; {raised}" for word in answer.words))
 
 
-def _asked(engine: Engine, problem: Instance, rows: Tensor) -> Answer:
+def _asked(engine: Solver, problem: Instance, rows: Tensor) -> Answer:
     if isinstance(engine, Interior):
         return some(engine.solve_instance(problem), rows)
     if isinstance(engine, Cvxpy):
         return engine.solve_problem(tuple(t[rows].numpy() for t in problem.theta), len(rows))
-    if isinstance(engine, Face):
-        raise TypeError("it has no answer of its own")
     if isinstance(engine, InteriorQP):
         return engine.solve_local(problem.origin if len(rows) == problem.size else problem.origin.some(rows))
     return turned(engine.solve_matrices(cone_program(problem, rows)), problem.form.p)

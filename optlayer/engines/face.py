@@ -32,10 +32,14 @@ from optlayer.solution import Status
 from optlayer.sparse_saddle import factored
 
 TIGHT = 1e-12
-CLOSELY = {
+PIQP_CLOSELY = {
     **{f"eps_{kind}": TIGHT for kind in ("abs", "duality_gap_abs")},
     **{f"eps_{kind}": TIGHT / 100 for kind in ("rel", "duality_gap_rel")},
     **{"check_duality_gap": True, "max_iter": 300, "preconditioner_iter": 10},
+}
+CLARABEL_CLOSELY = {
+    **{"tol_gap_abs": TIGHT, "tol_gap_rel": TIGHT, "tol_feas": TIGHT},
+    **{"max_iter": 300, "equilibrate_enable": True},
 }
 SHIFT = 1e-7  # δ, relative to the equilibrated matrix
 SWEEPS = 30  # proximal steps
@@ -74,7 +78,7 @@ class Face:
 
 def closely() -> tuple[PIQP, Face]:
     """An interior point method to its last digits, and the face that it ends in."""
-    return PIQP(CLOSELY, afresh=True), Face()
+    return PIQP(PIQP_CLOSELY, afresh=True), Face()
 
 
 def _landed(sample: Sample, place: Place) -> tuple[Array, Array]:
@@ -101,8 +105,8 @@ class _Solution(NamedTuple):
 def _solution(sample: Sample, x: Array, y: Array) -> _Solution:
     """With multipliers that are no rounding, and not negative; judged row by row."""
     x = np.where(np.abs(x) <= NOTHING * size(x), 0.0, x)
-    y = _without_rounding(sample, np.where(sample.equal, y, y.clip(min=0.0)))
-    P, A, slack = abs(sample.P), abs(sample.A), sample.b - sample.A @ x
+    y = _without_rounding(sample, sample.admissible(y))
+    P, A, slack = abs(sample.P), abs(sample.A), sample.slack(x)
     length, price = np.abs(x) + FLOOR * size(x), np.abs(y) + FLOOR * size(y)
     rows = (
         (sample.slope(x, y), P @ length + np.abs(sample.q) + A.T @ price),
@@ -167,7 +171,7 @@ def _balance(sample: Sample, single: Bool[Array, " m"], left: Array) -> Float64[
 
 def _wrong(sample: Sample, kept: Bool[Array, " m"], x: Array, y: Array) -> Bool[Array, " m"]:
     """Inequalities whose multiplier or slack is negative, beyond rounding, or no number."""
-    slack, reach = sample.b - sample.A @ x, np.abs(sample.b) + abs(sample.A) @ np.full(len(x), size(x))
+    slack, reach = sample.slack(x), np.abs(sample.b) + abs(sample.A) @ np.full(len(x), size(x))
     right: Bool[Array, " m"] = np.where(kept, y >= -WRONG * size(sample.q), slack >= -WRONG * reach)
     return ~(right | sample.equal)
 

@@ -56,6 +56,15 @@ class Sample(NamedTuple):
         """Which rows are equalities."""
         return np.arange(len(self.b)) < self.zero
 
+    def slack(self, x: Array) -> Float64[Array, " m"]:
+        """s = b - Ax."""
+        slack: Array = self.b - self.A @ x
+        return slack
+
+    def admissible(self, y: Array) -> Float64[Array, " m"]:
+        """y, 0 where an inequality's is negative."""
+        return np.where(self.equal, y, y.clip(min=0.0))
+
     def slope(self, x: Array, y: Array) -> Float64[Array, " n"]:
         """Px + q + Aᵀy."""
         slope: Array = self.P @ x + self.q + self.A.T @ y
@@ -95,7 +104,7 @@ def solution(sample: Sample, x: Array, y: Array) -> Place:
     """
     y = y if size(y) <= MEASURE * size(sample.P @ x + sample.q) else np.zeros_like(y)
     ux, uy = size(x, sample.b), size(y, sample.q)
-    best = _best(sample.in_units(ux, uy), x / ux, np.where(sample.equal, y, y.clip(min=0.0)) / uy)
+    best = _best(sample.in_units(ux, uy), x / ux, sample.admissible(y) / uy)
     return best._replace(x=best.x * ux, y=best.y * uy)
 
 
@@ -129,7 +138,7 @@ def _weights(rho: float, mu: float, here: Place, there: Place) -> tuple[float, f
 
 
 def _judged(sample: Sample, x: Array, y: Array, active: Array, arrived: bool, newton: int = 0) -> Place:
-    slack = sample.b - sample.A @ x
+    slack = sample.slack(x)
     violation = np.where(sample.equal, slack, np.minimum(y, slack))
     primal, dual = (float(np.abs(part).max(initial=0.0)) for part in (violation, sample.slope(x, y)))
     return Place(x, y, active, arrived, primal, dual, newton)
@@ -162,8 +171,7 @@ class _Step(NamedTuple):
         return self._at(x, np.where(active, r, 0.0) / self.mu, active, False, step)
 
     def _at(self, x: Array, y: Array, active: Array, arrived: bool, newton: int) -> Place:
-        y = np.where(self.sample.equal, y, y.clip(min=0.0))
-        return _judged(self.sample, x, y, active, arrived, newton)
+        return _judged(self.sample, x, self.sample.admissible(y), active, arrived, newton)
 
     def _pushed(self, x: Array) -> Float64[Array, " m"]:
         """r."""

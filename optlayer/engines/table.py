@@ -22,7 +22,7 @@ from typing import Any
 
 from optlayer.engines.clarabel import Clarabel
 from optlayer.engines.cvxpy import Cvxpy
-from optlayer.engines.face import Face, closely
+from optlayer.engines.face import CLARABEL_CLOSELY, Face, closely
 from optlayer.engines.interior import Interior
 from optlayer.engines.large import LARGE, large_engines
 from optlayer.engines.matrices import CvxpyMatrices
@@ -38,7 +38,8 @@ from optlayer.forms.conic import ConicForm
 from optlayer.forms.kkt import KKTForm
 from optlayer.forms.programme import Programme
 
-Engine = InteriorQP | Interior | Clarabel | Face | OSQP | SCS | PIQP | Moreau | Cvxpy | CvxpyMatrices
+Solver = InteriorQP | Interior | Clarabel | OSQP | SCS | PIQP | Moreau | Cvxpy | CvxpyMatrices
+Engine = Solver | Face
 
 BY_NAME = {"INTERIOR": InteriorQP, "CLARABEL": Clarabel, "OSQP": OSQP, "PIQP": PIQP, "MOREAU": Moreau}
 
@@ -47,7 +48,7 @@ DENSE = 200  # unknowns up to which Moreau was measured to be the quickest with 
 
 
 def engines_for(form: KKTForm, solver: str | None, options: dict[str, Any]) -> tuple[Engine, ...]:
-    """The engines of a layer, best first; a solver asked for by name is the only one.
+    """The engines of a layer, best first; a solver asked for by name is the only solver.
 
     Options without a solver are Clarabel's. What torch alone can evaluate goes to our own interior point.
 
@@ -120,7 +121,11 @@ def _following(form: KKTForm, engine: Engine, options: dict[str, Any]) -> tuple[
         return ()
     if isinstance(engine, InteriorQP):
         return Face(), InteriorQP(options, CLOSELY), Face()
-    return (Face(), *closely()) if isinstance(engine, PIQP) and not options else (Face(),)
+    if isinstance(engine, PIQP) and not options:
+        return Face(), *closely()
+    if isinstance(engine, Clarabel) and not options:
+        return Face(), Clarabel(CLARABEL_CLOSELY), Face()
+    return (Face(),)
 
 
 def _by_torch(form: KKTForm, solver: str | None, options: dict[str, Any]) -> Interior:
