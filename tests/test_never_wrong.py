@@ -548,6 +548,7 @@ FOUND = {  # by hunts: how it is drawn, the generator's seed, how many are drawn
     "the same on the cone route": (unbounded(S(4, 1, 4, quadratic=True), "cone"), 79, 300, 24),
     "on the cone route, far out": (unbounded(S(4, 1, 4, quadratic=True), "cone"), 79, 300, 181),
     "multipliers that cancel": (unbounded(S(8, 3, 9)), 233, 300, 39),
+    "dependent constraints that meet far out": (unbounded(S(4, 1, 4, quadratic=True)), 11045, 2041, 414),
 }
 
 

@@ -276,8 +276,11 @@ SIZES = [(3, 6, 0, 2), (6, 10, 2, 0), (8, 16, 3, 4), (15, 30, 4, 8)]  # n, m, p,
 
 @pytest.mark.parametrize("solver", [None, "INTERIOR", "PIQP", "OSQP", "SCS", "CLARABEL"])
 @pytest.mark.parametrize("size", SIZES)
-def test_degenerate_programmes_are_solved_by_every_engine(size: tuple[int, ...], solver: str | None) -> None:
-    """Repeated rows, weakly active ones, P of low rank: the optimal value, at a feasible point."""
+@pytest.mark.parametrize("decades", [0.0, 3.0])
+def test_degenerate_programmes_are_solved_by_every_engine(
+    decades: float, size: tuple[int, ...], solver: str | None
+) -> None:
+    """Repeated rows, weakly active ones, P of low rank: feasible, of the optimal value, in any units."""
     n, m, p, rank = size
     samples, answers = zip(*(planted(seed, n, m, max(p, 1), rank) for seed in range(8)))
     z, q, A, b = cp.Variable(n), cp.Parameter(n), cp.Parameter((m, n)), cp.Parameter(m)
@@ -285,10 +288,23 @@ def test_degenerate_programmes_are_solved_by_every_engine(size: tuple[int, ...],
     objective = (cp.sum_squares(L @ z) / 2 if rank else 0 * cp.sum(L)) + q @ z
     stated = cp.Problem(cp.Minimize(objective), [A @ z <= b, E @ z == e])
     layer = OptLayer.from_problem(stated, [L, q, A, b, E, e], [z], solver=solver, nonunique="ignore")
-    roots = [_root(s, max(rank, 1)) for s in samples]
-    parts = [(r, s.q, _rows(s)[1], s.b[s.zero :], _rows(s)[0], s.b[: s.zero]) for r, s in zip(roots, samples)]
+    rng = np.random.default_rng(0)
+    length, c = _units(rng, decades, 8, n), _units(rng, decades, 8, 1)
+    w = _units(rng, decades, 8, m + max(p, 1))
+    rows = [(wi[:, None] * s.A.toarray() / u, wi * s.b) for s, u, wi in zip(samples, length, w)]
+    parts = [
+        (
+            np.sqrt(f) * _root(s, max(rank, 1)) / u,
+            f * s.q / u,
+            M[s.zero :],
+            d[s.zero :],
+            M[: s.zero],
+            d[: s.zero],
+        )
+        for s, u, f, (M, d) in zip(samples, length, c, rows)
+    ]
     found = layer.solve(*(torch.tensor(np.stack(part)) for part in zip(*parts)))
-    for s, best, x in zip(samples, answers, found.primal[0].numpy()):
+    for s, best, x in zip(samples, answers, found.primal[0].numpy() / length):
         value = lambda x, s=s: x @ (s.P @ x) / 2 + s.q @ x
         assert value(x) == pytest.approx(value(best), abs=1e-9 * (1 + np.abs(s.q) @ np.abs(x)))
         slack = s.b - s.A @ x
@@ -301,7 +317,6 @@ def _root(s: Sample, rank: int) -> np.ndarray:
     return (np.sqrt(values.clip(min=0.0)) * vectors).T[-rank:]
 
 
-def _rows(s: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Equalities, inequalities."""
-    A = s.A.toarray()
-    return A[: s.zero], A[s.zero :]
+def _units(rng: np.random.Generator, decades: float, *shape: int) -> np.ndarray:
+    """Powers of two, which round nothing."""
+    return np.exp2(np.rint(rng.uniform(-1, 1, shape) * decades * np.log2(10)))

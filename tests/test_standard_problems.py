@@ -34,7 +34,7 @@ TOLERANCE = 1e-8
 STEP = 1e-5  # relative, of one-sided differences
 SMOOTH = 1e-3  # relative distance of the two that tells a derivative from a kink
 REFUSED = {"QPCBLEND"}  # right-hand sides of 5e-17 where 0 is meant
-LEAST = 47  # of all of them, by any engine
+BY_DEFAULT, NAMED = 48, 47  # of all of them, at least: by the default engines, by one asked for by name
 
 pytestmark = pytest.mark.skipif(not NAMES, reason="the standard problems are not at hand")
 
@@ -108,9 +108,7 @@ def assert_optimal(problem: Standard, solution: Solution) -> None:
     terms = abs(P) @ np.abs(x) + np.abs(problem.q) + abs(E).T @ np.abs(nu) + abs(G).T @ lam
     assert (np.abs(left) <= TOLERANCE * (terms + terms.max())).all()
     gap = problem.value(x) + x @ (P @ x) / 2 + problem.b @ nu + problem.h @ lam
-    terms = np.abs(problem.q) @ np.abs(x) + np.abs(problem.h) @ lam + 1.0
-    rounding = 1e-15 * np.abs(problem.b) @ np.abs(nu)  # which may be 1e8 times the terms, and cancel
-    assert abs(gap) <= TOLERANCE * terms + rounding
+    assert abs(gap) <= TOLERANCE * (np.abs(problem.q) @ np.abs(x) + np.abs(problem.h) @ lam + 1.0)
     assert problem.value(x) == pytest.approx(float(solution.value), rel=1e-9, abs=1e-9)
 
 
@@ -149,7 +147,7 @@ def test_the_smallest_are_solved_by_every_engine(engine: str) -> None:
 @pytest.mark.large
 @pytest.mark.parametrize("engine", [None, *ENGINES])
 def test_they_are_solved_by_every_engine(engine: str | None) -> None:
-    assert_solved(NAMES, LEAST, engine)
+    assert_solved(NAMES, BY_DEFAULT if engine is None else NAMED, engine)
 
 
 @pytest.mark.parametrize("name", ["GOULDQP3", "QADLITTL"])
