@@ -2,17 +2,19 @@ r"""K⁺b for symmetric singular K of some hundred rows and more, without its ei
 
 K̂ = SKS, equilibrated and shifted by ±δ, is quasidefinite and has an LDLᵀ factorization, sparse where K is:
 F ≈ (K̂ + δJ)⁻¹, J = diag(1, -1). F blows up what K̂ takes to 0, so that a few steps of subspace iteration
-(Rutishauser 1969) find its null space, in a basis that grows until half of it and more is none of it;
+(Rutishauser 1969) find its null space, in a basis that grows until half of it and more is none of it, or
+until the eigenvectors cost less;
 
     K⁺b = Q K̃ Q b,    Q = 1 - ZZᵀ,  Z an orthonormal basis of S null(K̂) = null(K)
 
 where K̃ solves with K̂ by F, refined against the matrix without the shift: each refinement takes the error
-along an eigenvector of σ ≠ 0 to δ / (|σ| + δ) of itself.
+along an eigenvector of σ ≠ 0 to δ / (|σ| + δ) of itself. Rows with nothing but their diagonal, those of
+constraints that do not hold, are divided by it.
 """
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 from scipy import linalg, sparse
 
 from optlayer.linsolve import RANK, RUIZ_SWEEPS
@@ -26,6 +28,7 @@ STEPS = 2  # of subspace iteration
 FIRST = 8  # size of its first basis
 ROOM = 0.5  # of a basis that must not be null for all of the null space to be in it
 GROWTH = 4  # of the basis, where it is too small
+PART = 0.3  # of N that a basis may have, beyond which the eigenvectors cost less
 REFINEMENTS = 20
 HELPED = 0.5  # a refinement that leaves more of a generic residual was the last
 FREE = 1e-8  # squared length of a coordinate's row of Z that moves it
@@ -40,15 +43,19 @@ class Deficient:
     """
 
     def __init__(self, K: sparse.csc_matrix, n: int) -> None:
+        K = K.copy()
+        K.eliminate_zeros()
+        self._coupled, self._diagonal = _coupled(K), np.where(K.diagonal() != 0, K.diagonal(), 1.0)
+        K, primal = K[self._coupled][:, self._coupled], self._coupled < n
         self._s = _ruiz(K)
         scale = sparse.diags_array(self._s)
         self._K = sparse.csc_matrix(scale @ K @ scale)
-        shift = np.full(K.shape[0], -SHIFT)
-        shift[:n] = SHIFT
-        self._solve = _factored(sparse.csc_matrix(self._K + sparse.diags_array(shift)))
+        shift = sparse.diags_array(np.where(primal, SHIFT, -SHIFT))
+        self._solve = _factored(sparse.csc_matrix(self._K + shift))
         self._null = _orthonormal(self._s[:, None] * self._null_space())
         self._sweeps = self._needed()
-        self.free: Bool[Array, " n"] = np.square(self._null[:n]).sum(1) > FREE
+        self.free: Bool[Array, " n"] = np.zeros(n, dtype=bool)
+        self.free[self._coupled[primal]] = np.square(self._null[primal]).sum(1) > FREE
 
     @property
     def singular(self) -> bool:
@@ -57,11 +64,12 @@ class Deficient:
 
     def __call__(self, b: Float64[Array, " N"]) -> Float64[Array, " N"]:
         """K⁺b."""
-        rhs = self._s * self._off_null(b)
+        x, rhs = b / self._diagonal, self._s * self._off_null(b[self._coupled])
         y = self._solve(rhs)
         for _ in range(self._sweeps):
             y = y + self._solve(rhs - self._K @ y)
-        return self._off_null(self._s * y)
+        x[self._coupled] = self._off_null(self._s * y)
+        return x
 
     def _off_null(self, a: Array) -> Array:
         return a - self._null @ (self._null.T @ a)
@@ -69,16 +77,21 @@ class Deficient:
     def _null_space(self) -> Float64[Array, "N k"]:
         """An orthonormal basis of null(K̂)."""
         N, size = self._K.shape[0], FIRST
-        while True:
+        while size <= PART * N:
             X = np.random.default_rng(0).standard_normal((N, size))
             for _ in range(STEPS):
-                X = _orthonormal(self._apply(X))
-                X = _orthonormal(X - self._apply(self._K @ X))  # F rounds: off with what is in the range
+                X = self._cleaned(_orthonormal(self._apply(X)))
             sizes, turned = _singular(self._K @ X)
             null = sizes <= RANK * N
-            if size >= N or null.sum() <= ROOM * size:
+            if null.sum() <= ROOM * size:
                 return X @ turned[null].T
-            size = min(N, GROWTH * size)
+            size *= GROWTH
+        sizes, W = np.linalg.eigh(self._K.toarray())
+        return self._cleaned(W[:, np.abs(sizes) <= RANK * N])
+
+    def _cleaned(self, X: Float64[Array, "N k"]) -> Float64[Array, "N k"]:
+        """Off with what is in the range: F rounds, and so do eigenvectors."""
+        return _orthonormal(X - self._apply(self._K @ X)) if X.shape[1] else X
 
     def _apply(self, X: Float64[Array, "N k"]) -> Float64[Array, "N k"]:
         """FX."""
@@ -110,10 +123,15 @@ def _factored(K: sparse.csc_matrix) -> Solve:
     return solve
 
 
+def _coupled(K: sparse.csc_matrix) -> Int[Array, " k"]:
+    """Rows with more than a diagonal, or with nothing at all."""
+    return np.flatnonzero((np.diff(K.indptr) > 1) | (K.diagonal() == 0))
+
+
 def _ruiz(K: sparse.csc_matrix) -> Float64[Array, " N"]:
     """s > 0 such that the rows of diag(s) K diag(s) have largest entry about 1 (Ruiz 2001)."""
     s, sizes = np.ones(K.shape[0]), abs(K).tocsr()
-    for _ in range(RUIZ_SWEEPS):
+    for _ in range(RUIZ_SWEEPS if len(s) else 0):
         scale = sparse.diags_array(s)
         largest = (scale @ sizes @ scale).max(axis=1).toarray().ravel()
         s = s / np.sqrt(np.where(largest > 0, largest, 1.0))

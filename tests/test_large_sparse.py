@@ -336,13 +336,28 @@ def test_the_least_norm_by_factors_is_that_of_the_eigenvectors(seed: int) -> Non
     assert found.free.sum() == 1
 
 
-def test_a_null_space_larger_than_the_first_basis_is_found() -> None:
-    row = np.ones((40, 50))
-    K = sparse.csc_matrix(np.block([[np.eye(50), row.T], [row, np.zeros((40, 40))]]))
-    x = Deficient(K, 50)(np.concatenate([np.arange(50.0), np.ones(40)]))
-    nearest = np.arange(50.0) - np.mean(np.arange(50.0)) + 1 / 50
-    assert np.abs(x[:50] - nearest).max() < 1e-11
-    assert np.ptp(x[50:]) < 1e-12
+@pytest.mark.parametrize("repeated", [1, 12, 40])  # the first basis; the second; neither, but eigenvectors
+def test_a_null_space_of_any_size_is_found(repeated: int) -> None:
+    row = np.ones((repeated, 150))
+    K = sparse.csc_matrix(np.block([[np.eye(150), row.T], [row, np.zeros((repeated, repeated))]]))
+    x = Deficient(K, 150)(np.concatenate([np.arange(150.0), np.ones(repeated)]))
+    nearest = np.arange(150.0) - np.mean(np.arange(150.0)) + 1 / 150
+    assert np.abs(x[:150] - nearest).max() < 1e-11
+    assert np.ptp(x[150:]) < 1e-12
+
+
+def test_rows_of_constraints_that_do_not_hold_are_divided_by() -> None:
+    """Explicit zeros or none; a row of zeros alone is no such row."""
+    K, b = np.diag([1.0, 2.0, 4.0, 0.0, -5.0, -2.0]), np.array([2.0, 3.0, 8.0, 7.0, 5.0, 4.0])
+    K[0, 1] = K[1, 0] = 1.0
+    i, j = np.indices(K.shape)
+    for stored in (sparse.csc_matrix(K), sparse.csc_matrix((K.ravel(), (i.ravel(), j.ravel())))):
+        entries = stored.nnz
+        inverse = Deficient(stored, 4)
+        assert np.allclose(inverse(b), [1.0, 1.0, 2.0, 0.0, -1.0, -2.0], atol=1e-14)
+        assert inverse.singular
+        assert inverse.free.tolist() == [False, False, False, True]
+        assert stored.nnz == entries
 
 
 def test_divide_and_conquer_that_does_not_converge_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,10 +370,13 @@ def test_divide_and_conquer_that_does_not_converge_is_no_end(monkeypatch: pytest
         return svd(A, lapack_driver=lapack_driver, **options)
 
     monkeypatch.setattr(deficient.linalg, "svd", stubborn)
-    K = sparse.csc_matrix(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, -2.0]]))
-    inverse = Deficient(K, 2)
+    K = np.kron(np.eye(20), np.array([[2.0, 1.0], [1.0, 2.0]]))
+    K[1, 1] = 0.5  # the first two rows depend on each other
+    inverse = Deficient(sparse.csc_matrix(K), 40)
     assert inverse.singular
-    assert np.allclose(inverse(np.array([2.0, 2.0, 2.0])), [1.0, 1.0, -1.0], atol=1e-12)
+    x = inverse(np.full(40, 3.0))
+    assert np.allclose(x[2:], 1.0, rtol=1e-12)
+    assert np.allclose(K[:2, :2] @ x[:2], [3.6, 1.8], rtol=1e-12)  # the nearest right-hand side in the range
 
 
 def test_a_regular_matrix_is_none_of_that() -> None:
