@@ -1,4 +1,4 @@
-r"""K⁺b for symmetric singular K of some hundred rows and more, without its eigenvectors.
+r"""K⁺b for symmetric singular K of some hundred rows and more, without all of its eigenvectors.
 
 K̂ = SKS, equilibrated and shifted by ±δ, is quasidefinite and has an LDLᵀ factorization, sparse where K is:
 F ≈ (K̂ + δJ)⁻¹, J = diag(1, -1). F blows up what K̂ takes to 0, so that a few steps of subspace iteration
@@ -8,8 +8,8 @@ until the eigenvectors cost less;
     K⁺b = Q K̃ Q b,    Q = 1 - ZZᵀ,  Z an orthonormal basis of S null(K̂) = null(K)
 
 where K̃ solves with K̂ by F, refined against the matrix without the shift: each refinement takes the error
-along an eigenvector of σ ≠ 0 to δ / (|σ| + δ) of itself. Rows with nothing but their diagonal, those of
-constraints that do not hold, are divided by it.
+along an eigenvector of σ ≠ 0 to δ / (|σ| + δ) of itself. Along the few with |σ| near δ, Y, it is solved with
+YᵀK̂Y instead. Rows with nothing but their diagonal, those of constraints that do not hold, are divided by it.
 """
 
 import numpy as np
@@ -17,12 +17,15 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from scipy import linalg, sparse
 
-from optlayer.linsolve import RANK, RUIZ_SWEEPS
-from optlayer.sparse_saddle import Solve, factored
+from optlayer.linsolve import RUIZ_SWEEPS
+from optlayer.sparse_saddle import Solve, factored, factored_lu
 
 Array = np.ndarray
 
 SHIFT = 1e-10  # δ
+NULL = 1e-12  # |σ| that is 0, K̂ being of size 1
+NEAR = 10 * SHIFT  # |σ| of Y
+EXACT = 1e-12  # residual of a factor, relative to the solution, that is one
 DENSE = 0.1  # entries from which on K is met as a dense matrix
 STEPS = 2  # of subspace iteration
 FIRST = 8  # size of its first basis
@@ -52,7 +55,9 @@ class Deficient:
         self._K = sparse.csc_matrix(scale @ K @ scale)
         shift = sparse.diags_array(np.where(primal, SHIFT, -SHIFT))
         self._solve = _factored(sparse.csc_matrix(self._K + shift))
-        self._null = _orthonormal(self._s[:, None] * self._null_space())
+        null, self._near = self._small()
+        self._ritz = self._near.T @ (self._K @ self._near)
+        self._null = _orthonormal(self._s[:, None] * null)
         self._sweeps = self._needed()
         self.free: Bool[Array, " n"] = np.zeros(n, dtype=bool)
         self.free[self._coupled[primal]] = np.square(self._null[primal]).sum(1) > FREE
@@ -65,29 +70,36 @@ class Deficient:
     def __call__(self, b: Float64[Array, " N"]) -> Float64[Array, " N"]:
         """K⁺b."""
         x, rhs = b / self._diagonal, self._s * self._off_null(b[self._coupled])
-        y = self._solve(rhs)
+        y = self._inverse(rhs)
         for _ in range(self._sweeps):
-            y = y + self._solve(rhs - self._K @ y)
+            y = y + self._inverse(rhs - self._K @ y)
         x[self._coupled] = self._off_null(self._s * y)
         return x
 
     def _off_null(self, a: Array) -> Array:
         return a - self._null @ (self._null.T @ a)
 
-    def _null_space(self) -> Float64[Array, "N k"]:
-        """An orthonormal basis of null(K̂)."""
+    def _inverse(self, r: Float64[Array, " N"]) -> Float64[Array, " N"]:
+        """K̃r, before it is refined."""
+        near = self._near.T @ r
+        rest: Array = self._solve(r - self._near @ near)
+        return rest + self._near @ np.linalg.solve(self._ritz, near)
+
+    def _small(self) -> tuple[Float64[Array, "N k"], Float64[Array, "N l"]]:
+        """Orthonormal bases of null(K̂), and of what F hardly solves for."""
         N, size = self._K.shape[0], FIRST
         while size <= PART * N:
             X = np.random.default_rng(0).standard_normal((N, size))
             for _ in range(STEPS):
                 X = self._cleaned(_orthonormal(self._apply(X)))
             sizes, turned = _singular(self._K @ X)
-            null = sizes <= RANK * N
-            if null.sum() <= ROOM * size:
-                return X @ turned[null].T
+            if (sizes <= SHIFT).sum() <= ROOM * size:
+                X = X @ turned.T
+                return X[:, sizes <= NULL], X[:, (sizes > NULL) & (sizes <= NEAR)]
             size *= GROWTH
-        sizes, W = np.linalg.eigh(self._K.toarray())
-        return self._cleaned(W[:, np.abs(sizes) <= RANK * N])
+        values, W = np.linalg.eigh(self._K.toarray())
+        sizes = np.abs(values)
+        return self._cleaned(W[:, sizes <= NULL]), W[:, (sizes > NULL) & (sizes <= NEAR)]
 
     def _cleaned(self, X: Float64[Array, "N k"]) -> Float64[Array, "N k"]:
         """Off with what is in the range: F rounds, and so do eigenvectors."""
@@ -100,27 +112,34 @@ class Deficient:
     def _needed(self) -> int:
         """Refinements until a generic system is solved, so that the right-hand side decides nothing."""
         rhs = self._s * self._off_null(np.cos(np.arange(1.0, len(self._s) + 1) ** 2))
-        y, last = self._solve(rhs), np.inf
+        y, last = self._inverse(rhs), np.inf
         for sweep in range(REFINEMENTS):
             left = rhs - self._K @ y
             size = np.abs(left).max(initial=0.0)
             if not size <= HELPED * last:
                 return sweep
-            y, last = y + self._solve(left), size
+            y, last = y + self._inverse(left), size
         return REFINEMENTS
 
 
 def _factored(K: sparse.csc_matrix) -> Solve:
-    """K⁻¹ of a quasidefinite K."""
+    """K⁻¹ of a quasidefinite K; with pivots, where without them rounding is as large as δ."""
     if K.nnz < DENSE * K.shape[0] ** 2:
-        return factored(K)
+        solve = factored(K)
+        b = K @ np.cos(np.arange(1.0, K.shape[0] + 1) ** 2)
+        x = solve(b)
+        return (
+            solve
+            if np.abs(K @ x - b).max(initial=0.0) <= EXACT * np.abs(x).max(initial=1.0)
+            else factored_lu(K)
+        )
     factor, pivots = torch.linalg.ldl_factor(torch.from_numpy(K.toarray()))
 
-    def solve(b: Array) -> Array:
+    def solve_dense(b: Array) -> Array:
         y: Array = torch.linalg.ldl_solve(factor, pivots, torch.from_numpy(b)[:, None])[:, 0].numpy()
         return y
 
-    return solve
+    return solve_dense
 
 
 def _coupled(K: sparse.csc_matrix) -> Int[Array, " k"]:

@@ -8,6 +8,7 @@ from optlayer import certify, farkas, polish
 from optlayer.convexity import least_curvature
 from optlayer.engines.ask import cone_program, turned
 from optlayer.engines.clarabel import Clarabel
+from optlayer.engines.elastic import contrary
 from optlayer.engines.phase_one import EXACTLY, PhaseOne
 from optlayer.engines.recession import contradiction, feasible, recedes
 from optlayer.forms import Point
@@ -61,7 +62,8 @@ def proven(plan: Plan, sample: Instance, claim: Status, words: str, ray: Point |
     if sample.form.quadratic and sample.form.dual.is_orthant and _recedes(sample):
         return Failure(Status.UNBOUNDED, f"{words}; {FALLS}")
     if isinstance(sample.form, ConicForm):
-        return None if ray is None else _by_ray(sample, sample.form, claim, words, ray)
+        failure = None if ray is None else _by_ray(sample, sample.form, claim, words, ray)
+        return failure or _by_little(sample, sample.form, words)
     least = CLAIMED if claim == Status.INFEASIBLE else UNCLAIMED
     failure = _infeasible(plan, sample, words, least)
     if failure is None and _contradicts(sample):
@@ -97,6 +99,14 @@ def _by_ray(sample: Instance, form: ConicForm, claim: Status, words: str, ray: P
         ray = contrary or ray
     if farkas.excludes(sample, ray):
         return Failure(Status.INFEASIBLE, f"{words}; {_contradiction(sample, form, ray)}")
+    return None
+
+
+def _by_little(sample: Instance, form: ConicForm, words: str) -> Failure | None:
+    """Constraints that miss each other by less than a solver's ray can show."""
+    for ray in contrary(sample):
+        if farkas.excludes(sample, ray, EXACTLY):
+            return Failure(Status.INFEASIBLE, f"{words}; {_contradiction(sample, form, ray)}, if by little")
     return None
 
 

@@ -201,13 +201,14 @@ def factored(K: sparse.csc_matrix) -> Solve:
     try:
         solve: Solve = qdldl.Solver(sparse.csc_matrix(sparse.triu(K, format="csc")), upper=True).solve
     except (RuntimeError, ValueError):
-        return _factored_lu(K)
+        return factored_lu(K)
     return solve
 
 
-def _factored_lu(K: sparse.csc_matrix) -> Solve:
+def factored_lu(K: sparse.csc_matrix) -> Solve:
+    """K⁻¹ by LU with pivots; NaN where one is lost."""
     try:
-        solve: Solve = splu(sparse.csc_matrix(K), permc_spec="MMD_AT_PLUS_A").solve
+        solve: Solve = splu(sparse.csc_matrix(K), permc_spec="COLAMD").solve
     except RuntimeError:  # singular to the last bit
         return lambda b: np.full_like(b, np.nan)
     return solve

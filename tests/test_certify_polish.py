@@ -24,6 +24,7 @@ from optlayer.polish import (
     _ahead,
     _moves,
     _negligible,
+    _on_bounds,
     _to_rest,
     polish,
     restlessness,
@@ -314,6 +315,30 @@ def test_an_active_bound_is_met_without_rounding():
     assert torch.equal(settled.point.x[:, :2], Z[:, :2])
 
 
+def test_what_active_bounds_hold_is_put_there():
+    """Rows of one coordinate with λ > 0 alone, each in its unit: no others, none that is slack, no cone's."""
+    at, point = made_up(auxiliary=False)
+    G = torch.zeros(2, 5, 5, dtype=DOUBLE)
+    G[:, 0, 2], G[:, 1, :2], G[:, 2, 3], G[:, 3, 4] = 4.0, 1.0, -2.0, 1.0
+    at = at._replace(G=Dense(G), g=torch.ones(2, 5, dtype=DOUBLE))
+    at = at._replace(dual=Product((Nonnegative(3), SecondOrder(2))))
+    lam = torch.tensor([[0.5, 0.5, 0.0, 1.0, 0.5], [0.0, 0.0, 0.5, 1.0, 0.5]], dtype=DOUBLE)
+    moved = _on_bounds(at, point._replace(lam=lam), polyhedral=False) - point.x
+    expected = torch.zeros(2, 5, dtype=DOUBLE)
+    expected[0, 2], expected[1, 3] = -0.25, 0.5
+    assert torch.allclose(moved, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_many_steps_leave_of_nothing_is_nothing():
+    """In quadratic programmes over polyhedra: 1e-36 beside 1e5, on either side of 0; not 1e-34."""
+    at, point = made_up(auxiliary=False)
+    x = torch.tensor([[1e5, 1e-36, -1e-36, 1e-34, -1e-34], [0.0, 1.0, -1.0, 1e-41, 0.1]], dtype=DOUBLE)
+    expected = torch.tensor([[1e5, 0.0, 0.0, 1e-34, -1e-34], [0.0, 1.0, -1.0, 0.0, 0.1]], dtype=DOUBLE)
+    slack = Point(x, torch.zeros_like(point.lam), point.nu)
+    assert torch.equal(_on_bounds(at, slack, polyhedral=True), expected)
+    assert torch.equal(_on_bounds(at, slack, polyhedral=False), x)
+
+
 def test_proximal_shifts_are_in_the_units_of_their_blocks():
     at, _ = made_up(auxiliary=False)
     primal, dual = _shifts(at, torch.tensor([1e-5, 7.0], dtype=DOUBLE))
@@ -520,7 +545,7 @@ def test_the_sensitivity_to_the_data_is_added_to_each_kind_of_row():
     data = torch.arange(1.0, 12.0, dtype=DOUBLE).expand(2, -1)
     most = torch.tensor([[1.0], [3.0]], dtype=DOUBLE)
     alone = torch.zeros(2, 11, dtype=DOUBLE)
-    alone[0, 2], alone[:, 5:] = 4.5 / certify.LARGEST, 1e9  # what f makes of it counts, g and h do not
+    alone[0, 4], alone[:, 5:] = 4.5 / certify.LARGEST, 1e9  # what f makes of it counts, g and h do not
     found = plain._replace(most=most).plus(data, alone, at.dual)
     assert torch.equal(found.stationarity[0], plain.stationarity[0] + data[0, :5].clamp_max(4.5))
     assert torch.equal(found.stationarity[1], plain.stationarity[1] + data[1, :5].clamp_max(3.0))

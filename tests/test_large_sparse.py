@@ -346,6 +346,35 @@ def test_a_null_space_of_any_size_is_found(repeated: int) -> None:
     assert np.ptp(x[150:]) < 1e-12
 
 
+def test_constraints_that_nearly_depend_on_each_other_do_not() -> None:
+    """Second differences of 2000 points: the least eigenvalue of K is 1e-11, and the solution is there."""
+    n = 2000
+    E = sparse.diags_array([1.0, -2.0, 1.0], offsets=[0, 1, 2], shape=(n - 2, n))
+    K = sparse.csc_matrix(sparse.block_array([[2 * sparse.eye_array(n), E.T], [E, None]]))
+    x = np.random.default_rng(0).standard_normal(2 * n - 2)
+    inverse = Deficient(K, n)
+    assert not inverse.singular
+    assert np.abs(inverse(K @ x)[:n] - x[:n]).max() < 1e-9
+    assert np.abs(inverse(K @ x) - x).max() < 1e-3
+
+
+def test_a_null_space_is_found_where_a_factor_without_pivots_is_no_inverse() -> None:
+    """First and second differences, in units of their own, and f flat in the first coordinate."""
+    n = 400
+    first = sparse.diags_array([-1.0, 1.0], offsets=[0, 1], shape=(n - 1, n))
+    second = sparse.diags_array([1.0, -2.0, 1.0], offsets=[0, 1, 2], shape=(n - 2, n))
+    E = sparse.vstack([1e3 * first, 1e3 * second])
+    H = sparse.diags_array(np.r_[0.0, np.full(n - 1, 1e-3)])
+    K = sparse.csc_matrix(sparse.block_array([[H, E.T], [E, None]]))
+    inverse = Deficient(K, n)
+    assert inverse.singular
+    assert not inverse.free.any()
+    b = K @ np.random.default_rng(0).standard_normal(3 * n - 3)
+    x = inverse(b)
+    expected = np.linalg.pinv(K.toarray(), rcond=1e-13) @ b
+    assert np.abs(x - expected).max() < 1e-8 * np.abs(expected).max()
+
+
 def test_rows_of_constraints_that_do_not_hold_are_divided_by() -> None:
     """Explicit zeros or none; a row of zeros alone is no such row."""
     K, b = np.diag([1.0, 2.0, 4.0, 0.0, -5.0, -2.0]), np.array([2.0, 3.0, 8.0, 7.0, 5.0, 4.0])

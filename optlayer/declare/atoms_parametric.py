@@ -3,6 +3,7 @@
 At their kinks torch hands out one subgradient.
 """
 
+from collections.abc import Callable
 from functools import reduce
 
 import torch
@@ -29,12 +30,18 @@ def sum_largest(atom: Atom) -> Operation:
 
 def singular_values(reduction: str) -> Rule:
     """Of the largest, or of all."""
-    return lambda atom: curved(lambda X: getattr(torch.linalg.svdvals(X), reduction)())
+    return lambda atom: curved(lambda X: getattr(_of_numbers(torch.linalg.svdvals, X), reduction)())
 
 
 def largest_eigenvalue(X: Tensor) -> Tensor:
     """λ_max of the symmetric part."""
-    return torch.linalg.eigvalsh((X + X.mT) / 2)[-1]
+    return _of_numbers(torch.linalg.eigvalsh, (X + X.mT) / 2)[-1]
+
+
+def _of_numbers(spectrum: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
+    """NaN of a matrix that is none: LAPACK raises there, for a whole batch."""
+    finite = X.isfinite().all()
+    return torch.where(finite, spectrum(torch.where(finite, X, 0.0)), torch.nan)
 
 
 PARAMETRIC: dict[str, Rule] = {

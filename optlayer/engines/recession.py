@@ -40,7 +40,7 @@ class _Rows(NamedTuple):
 
 def recedes(at: Local) -> bool:
     """Whether f falls for ever along some direction that no constraint minds. at: one sample, at x = 0."""
-    if at.gradient.shape[1] > LARGEST:
+    if not _is_numbers(at):
         return False
     rows = _rows(at)
     flat = _null_space(rows.P)
@@ -53,7 +53,7 @@ def recedes(at: Local) -> bool:
 
 def feasible(at: Local) -> Array | None:
     """A point that satisfies the constraints of one sample, as far as a solver can tell."""
-    if at.gradient.shape[1] > LARGEST:
+    if not _is_numbers(at):
         return None
     D, _, rows, b = _constraints(at)
     length = np.abs(b).max(initial=0.0) or 1.0
@@ -64,18 +64,24 @@ def feasible(at: Local) -> Array | None:
 
 def contradiction(at: Local) -> tuple[Array, Array] | None:
     """λ and ν that leave no feasible point of one sample, as far as a solver can tell."""
-    if at.gradient.shape[1] > LARGEST:
+    if not _is_numbers(at) or not at.g.shape[1] + at.h.shape[1]:
         return None
     _, E, rows, b = _constraints(at)
     rows, m, p = rows.T, at.g.shape[1], at.h.shape[1]
     both = np.hstack([rows, -rows[:, m:]])  # ν is the difference of two parts
-    gain = CLOSELY * np.concatenate([b, -b[m:]]) / (np.abs(b).max(initial=0.0) or 1.0)
+    gain = CLOSELY * (np.concatenate([b, -b[m:]]) / (np.abs(b).max(initial=0.0) or 1.0))
     y = linprog(-gain, np.ones((1, m + 2 * p)), [1.0], both, np.zeros(len(rows)), bounds=(0, None)).x
     if y is None:
         return None
     y = np.concatenate([y[:m], y[m : m + p] - y[m + p :]])
     y = min(y, np.rint(y / DIGITS) * DIGITS, key=lambda y: np.abs(rows @ y).max(initial=0.0))
     return E[:m] * y[:m], E[m:] * y[m:]
+
+
+def _is_numbers(at: Local) -> bool:
+    """Whether there are few enough of them, none overflown."""
+    parts = (at.gradient, at.g, at.h, *(M.values for M in (at.hessian, at.G, at.A)))
+    return at.gradient.shape[1] <= LARGEST and all(bool(part.isfinite().all()) for part in parts)
 
 
 def _constraints(at: Local) -> tuple[Array, Array, Array, Array]:
