@@ -112,6 +112,34 @@ def test_minimum_norm_is_of_the_unscaled_matrix_and_symmetric():
     assert torch.allclose(pseudo_inverse, torch.linalg.pinv(K), rtol=1e-9, atol=1e-16)
 
 
+@pytest.mark.parametrize("seed", [525, 3121, 3645, 4056])
+def test_eigenvectors_of_a_graded_matrix_are_refined(seed):
+    """They are exact beside its largest entries only; solving for the least ones lost digits."""
+    generator = torch.Generator().manual_seed(seed)
+    n, p = 4, 3
+    curvature = 2.0 ** torch.randint(-30, 1, (n,), generator=generator).double()
+    signs = torch.randint(-2, 3, (p, n), generator=generator).double()
+    E = signs * 2.0 ** torch.randint(-12, 1, (p, n), generator=generator).double()
+    E[2] = 2 * E[0]  # ν = (2, 0, -1) is null, and y below has no part in it
+    K = torch.zeros(n + p, n + p, dtype=DOUBLE)
+    K[:n, :n], K[n:, :n], K[:n, n:] = torch.diag(curvature), E, E.T
+    y = torch.tensor([3.0, -1.0, 2.0, 5.0, 1.0, 3.0, 2.0], dtype=DOUBLE)
+    found = solve(K, K @ y, n)
+    assert found.singular
+    assert (found.x - y).abs().max() < 1e-12
+
+
+def test_what_counts_as_zero_is_relative_to_the_largest_eigenvalue():
+    """4.002 and, three times, 0.002."""
+    K = torch.ones(4, 4, dtype=DOUBLE) + 0.002 * torch.eye(4, dtype=DOUBLE)
+    b = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=DOUBLE)
+    kept, dropped = solve(K, b, 4, null=2e-4), solve(K, b, 4, null=1e-3)
+    assert not kept.singular
+    assert torch.allclose(K @ kept.x, b, rtol=1e-12)
+    assert dropped.singular
+    assert torch.allclose(dropped.x, b.mean() / K.sum(1), rtol=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e9])
 @pytest.mark.parametrize("least", [1.0, 1e-3, 1e-7])
 def test_a_regular_matrix_needs_no_eigendecomposition(least, scale, monkeypatch):
