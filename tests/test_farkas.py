@@ -5,10 +5,26 @@ import pytest
 import torch
 
 from optlayer import InfeasibleError, OptLayer, UnboundedError, farkas
+from optlayer.cones import (
+    DualExponential,
+    DualGeneralizedPower,
+    DualPower,
+    Exponential,
+    Nonnegative,
+    Power,
+    Product,
+    SecondOrder,
+    Semidefinite,
+)
+from optlayer.engines.elastic import contrary, inside
 from optlayer.forms import Point
 from optlayer.forms.kkt import Instance
 
 DOUBLE = torch.float64
+CONES = (
+    *(Nonnegative(3), SecondOrder(4), Semidefinite(3), Exponential(), DualExponential()),
+    *(Power(0.3), DualPower(0.8), DualGeneralizedPower((0.2, 0.3, 0.5), 2)),
+)
 
 
 def instance(problem, *theta):
@@ -59,6 +75,26 @@ def test_a_direction_of_recession():
     assert not farkas.recedes(problem, ray([-f for f in free], [0.0] * problem.form.m))
     assert not farkas.recedes(problem, ray([1.0] * problem.form.n, [0.0] * problem.form.m))
     assert not farkas.recedes(problem, ray([torch.nan] * problem.form.n, [0.0] * problem.form.m))
+
+
+@pytest.mark.parametrize("cone", CONES, ids=lambda cone: type(cone).__name__)
+def test_the_point_inside_of_a_cone_is_inside(cone):
+    """Some way off the border: y'e > 0 for every y of the dual cone, by a part of |y|."""
+    K = Product((cone, Nonnegative(2), cone))
+    e = inside(K)
+    y = K.dual.nearest(torch.randn(2000, K.dim, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)))
+    assert K.over_blocks(e.abs()).tolist() == pytest.approx([1.0] * K.dim)
+    for rows in (slice(0, cone.dim), slice(cone.dim, cone.dim + 2), slice(cone.dim + 2, None)):
+        part = y[:, rows]
+        assert (part @ e[rows] > 0.1 * part.norm(dim=1))[part.norm(dim=1) > 0].all()
+
+
+def test_a_programme_that_overflows_has_no_multipliers():
+    """LAPACK would raise."""
+    z, b = cp.Variable(2), cp.Parameter()
+    problem = instance(cp.Problem(cp.Minimize(cp.norm(z)), [cp.sum(z) == 2 * b, cp.norm(z) <= 1]), 1e308)
+    assert problem.origin.h.isinf().any()
+    assert not list(contrary(problem))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e8])

@@ -36,11 +36,12 @@ LARGEST = 1000  # unknowns and rows: they are met as dense matrices
 
 def contrary(sample: Instance) -> Iterator[Point]:
     """Multipliers that may leave one sample no feasible point: to be judged by whoever asks."""
-    base = sample.form
-    if not isinstance(base, Programme) or base.size > LARGEST:
+    base, at = sample.form, sample.origin
+    numbers = all(bool(part.isfinite().all()) for part in (at.g, at.h, at.G.values, at.A.values))
+    if not (numbers and isinstance(base, Programme) and base.size <= LARGEST):
         return
     if base.p:
-        yield sample.nowhere._replace(nu=_left_over(sample.origin))
+        yield sample.nowhere._replace(nu=_left_over(at))
     if base.m:
         yield from _least_violated(base, sample)
 

@@ -373,7 +373,7 @@ def barely(name):
     """Constraints that miss each other where a exceeds the number that is returned, and the variable."""
     a = cp.Parameter(name="a")
     X, Y, z = cp.Variable((2, 2), symmetric=True), cp.Variable((3, 3), symmetric=True), cp.Variable(3)
-    diagonal = np.ones(3) / np.sqrt(3)
+    diagonal, M = np.ones(3) / np.sqrt(3), np.sqrt([[2.0, 3.0, 5.0], [7.0, 11.0, 13.0]])
     constraints, variable, limit = {
         "semidefinite": ([X >> 0, X[0, 0] == 1, X[1, 1] == 1, X[0, 1] == a], X, 1.0),
         "eigenvalue": ([cp.lambda_max(Y) <= 1, Y[0, 0] >= a], Y, 1.0),
@@ -383,7 +383,7 @@ def barely(name):
         "power cone": ([cp.PowCone3D(z[0], z[1], z[2], 0.3), z[:2] <= 1, z[2] >= a], z, 1.0),
         "balls": ([cp.norm(z - a * diagonal) <= 1, cp.norm(z + a * diagonal) <= 1], z, 1.0),
         "norm1": ([cp.norm1(z) <= 1, cp.sum(z) >= a], z, 1.0),
-        "equations": ([z[0] + z[1] == 1, z[0] + z[1] == a, cp.norm(z) <= 10], z, 1.0),
+        "equations": ([M @ z == M.sum(1), M.sum(0) @ z == a, cp.norm(z) <= 10], z, M.sum()),
     }[name]
     size = cp.norm(variable - 1, "fro") if variable.ndim == 2 else cp.norm(variable - 1)
     problem = cp.Problem(cp.Minimize(size), constraints)
