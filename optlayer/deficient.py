@@ -67,6 +67,11 @@ class Deficient:
         """Whether it is."""
         return self._null.shape[1] > 0
 
+    @property
+    def nearly(self) -> bool:
+        """Or nearly so: some eigenvalue is as small as the shift."""
+        return self.singular or self._near.shape[1] > 0
+
     def __call__(self, b: Float64[Array, " N"]) -> Float64[Array, " N"]:
         """K⁺b."""
         x, rhs = b / self._diagonal, self._s * self._off_null(b[self._coupled])

@@ -92,7 +92,7 @@ def _restless(problem: Instance, found: Polished, residuals: Tensor) -> Bool[Ten
     short = (residuals.amax(1) > ROUNDED) | (found.merit > UNSETTLED)
     if not isinstance(form, ConicForm):  # of rows that bind by rounding alone no derivative would be right
         unsure = short & residuals.isfinite().all(1) & form.quadratic
-        return unsure & found.reduced.singular[0] & _unsettled(problem, found) if unsure.any() else unsure
+        return unsure & found.reduced.nearly_singular & _unsettled(problem, found) if unsure.any() else unsure
     floor = ROUNDING * certify.extent(found.at, x).squeeze(1)
     gap = form.stated.gap(x, form.value(x, *problem.theta), floor, *problem.theta)
     moves = restlessness(problem, found) > RESTLESS

@@ -311,6 +311,15 @@ class Reduction:
             _, singular[lost], free[lost] = self._least_norm(lost, nothing)
         return singular, free
 
+    @property
+    def nearly_singular(self) -> Bool[Tensor, " B"]:
+        """Whether K is, or so nearly that Newton's steps may have stopped for it."""
+        nearly = self.singular[0].clone()
+        lost = _indices(~self._elimination.regular)
+        if len(lost) and sum(self._sizes) > SMALL and self._has_factors:
+            nearly[lost] = torch.tensor([inverse.nearly for inverse in self._deficient])
+        return nearly
+
     def _least_norm(self, rows: Tensor, b: Float64[Tensor, "r N"]) -> Solved:
         """K⁺b of some samples, as many at a time as fit; from products alone where not even one does."""
         N = b.shape[1]
