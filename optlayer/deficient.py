@@ -99,12 +99,11 @@ class Deficient:
                 X = self._cleaned(_orthonormal(self._apply(X)))
             sizes, turned = _singular(self._K @ X)
             if (sizes <= SHIFT).sum() <= ROOM * size:
-                X = X @ turned.T
-                return X[:, sizes <= NULL], X[:, (sizes > NULL) & (sizes <= NEAR)]
+                return _split(X @ turned.T, sizes)
             size *= GROWTH
         values, W = np.linalg.eigh(self._K.toarray())
-        sizes = np.abs(values)
-        return self._cleaned(W[:, sizes <= NULL]), W[:, (sizes > NULL) & (sizes <= NEAR)]
+        null, near = _split(W, np.abs(values))
+        return self._cleaned(null), near
 
     def _cleaned(self, X: Float64[Array, "N k"]) -> Float64[Array, "N k"]:
         """Off with what is in the range: F rounds, and so do eigenvectors."""
@@ -116,7 +115,7 @@ class Deficient:
 
     def _needed(self) -> int:
         """Refinements until a generic system is solved, so that the right-hand side decides nothing."""
-        rhs = self._s * self._off_null(np.cos(np.arange(1.0, len(self._s) + 1) ** 2))
+        rhs = self._s * self._off_null(_generic(len(self._s)))
         y, last = self._inverse(rhs), np.inf
         for sweep in range(REFINEMENTS):
             left = rhs - self._K @ y
@@ -129,22 +128,32 @@ class Deficient:
 
 def _factored(K: sparse.csc_matrix) -> Solve:
     """K⁻¹ of a quasidefinite K; with pivots, where without them rounding is as large as δ."""
-    if K.nnz < DENSE * K.shape[0] ** 2:
-        solve = factored(K)
-        b = K @ np.cos(np.arange(1.0, K.shape[0] + 1) ** 2)
-        x = solve(b)
-        return (
-            solve
-            if np.abs(K @ x - b).max(initial=0.0) <= EXACT * np.abs(x).max(initial=1.0)
-            else factored_lu(K)
-        )
+    if K.nnz >= DENSE * K.shape[0] ** 2:
+        return _factored_dense(K)
+    solve, b = factored(K), K @ _generic(K.shape[0])
+    x = solve(b)
+    is_inverse = np.abs(K @ x - b).max(initial=0.0) <= EXACT * np.abs(x).max(initial=1.0)
+    return solve if is_inverse else factored_lu(K)
+
+
+def _factored_dense(K: sparse.csc_matrix) -> Solve:
     factor, pivots = torch.linalg.ldl_factor(torch.from_numpy(K.toarray()))
 
-    def solve_dense(b: Array) -> Array:
+    def solve(b: Array) -> Array:
         y: Array = torch.linalg.ldl_solve(factor, pivots, torch.from_numpy(b)[:, None])[:, 0].numpy()
         return y
 
-    return solve_dense
+    return solve
+
+
+def _generic(N: int) -> Float64[Array, " N"]:
+    """A vector without any structure."""
+    return np.cos(np.arange(1.0, N + 1) ** 2)
+
+
+def _split(X: Float64[Array, "N k"], sizes: Float64[Array, " k"]) -> tuple[Array, Array]:
+    """The columns whose |σ| is 0, and those where it is near δ."""
+    return X[:, sizes <= NULL], X[:, (sizes > NULL) & (sizes <= NEAR)]
 
 
 def _coupled(K: sparse.csc_matrix) -> Int[Array, " k"]:

@@ -57,7 +57,8 @@ def undefined(lifted: tuple[Tensor, ...], size: int) -> dict[int, Failure]:
 def proven(plan: Plan, sample: Instance, claim: Status, words: str, ray: Point | None) -> Failure | None:
     """Infeasible or unbounded beyond the solver's claim; None where it cannot be shown.
 
-    A cone programme is judged by the ray that came with the claim, anything else by problems of our own.
+    A cone programme is judged by the ray that came with the claim, then by multipliers of our own; anything
+    else by problems of our own.
     """
     if sample.form.quadratic and sample.form.dual.is_orthant and _recedes(sample):
         return Failure(Status.UNBOUNDED, f"{words}; {FALLS}")

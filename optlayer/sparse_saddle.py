@@ -207,7 +207,7 @@ def factored(K: sparse.csc_matrix) -> Solve:
 
 def factored_lu(K: sparse.csc_matrix) -> Solve:
     """K⁻¹ by LU with pivots; NaN where one is lost."""
-    try:
+    try:  # COLAMD bounds the fill whatever the pivots
         solve: Solve = splu(sparse.csc_matrix(K), permc_spec="COLAMD").solve
     except RuntimeError:  # singular to the last bit
         return lambda b: np.full_like(b, np.nan)

@@ -17,6 +17,7 @@ from optlayer.declare.recovery import Affine, entries
 from optlayer.deficient import Deficient
 from optlayer.engines.large import large_engines
 from optlayer.errors import InfeasibleError
+from optlayer.forms.kkt import Instance
 from optlayer.least_norm import least_norm
 from optlayer.linsolve import matvec, solve
 from optlayer.matrix import Pattern, Sparse, diagonal
@@ -354,8 +355,22 @@ def test_constraints_that_nearly_depend_on_each_other_do_not() -> None:
     x = np.random.default_rng(0).standard_normal(2 * n - 2)
     inverse = Deficient(K, n)
     assert not inverse.singular
+    assert inverse.nearly
     assert np.abs(inverse(K @ x)[:n] - x[:n]).max() < 1e-9
     assert np.abs(inverse(K @ x) - x).max() < 1e-3
+
+
+def test_a_nearly_singular_k_says_so() -> None:
+    """The same with all differences at their bounds; with none K is regular."""
+    n = 2000
+    E = sparse.diags_array([1.0, -2.0, 1.0], offsets=[0, 1, 2], shape=(n - 2, n)).tocsr()
+    layer, q, h = quadratic_programme(E)
+    problem = Instance(layer._plan.form, (q[None], h[None]), 1)
+    one = torch.ones(1, n - 2, dtype=torch.float64)
+    tight, loose = (problem.reduced(problem.origin, v, one) for v in (one, -one))
+    assert not tight.singular[0].any()
+    assert tight.nearly_singular.all()
+    assert not loose.nearly_singular.any()
 
 
 def test_a_null_space_is_found_where_a_factor_without_pivots_is_no_inverse() -> None:
@@ -412,6 +427,7 @@ def test_a_regular_matrix_is_none_of_that() -> None:
     K = sparse.csc_matrix(np.diag([1.0, 1e-6, -1e3]))
     inverse = Deficient(K, 2)
     assert not inverse.singular
+    assert not inverse.nearly
     assert np.allclose(inverse(np.ones(3)), [1.0, 1e6, -1e-3], rtol=1e-12)
 
 

@@ -37,8 +37,7 @@ LARGEST = 1000  # unknowns and rows: they are met as dense matrices
 def contrary(sample: Instance) -> Iterator[Point]:
     """Multipliers that may leave one sample no feasible point: to be judged by whoever asks."""
     base, at = sample.form, sample.origin
-    numbers = all(bool(part.isfinite().all()) for part in (at.g, at.h, at.G.values, at.A.values))
-    if not (numbers and isinstance(base, Programme) and base.size <= LARGEST):
+    if not (isinstance(base, Programme) and base.size <= LARGEST and at.has_finite_constraints):
         return
     if base.p:
         yield sample.nowhere._replace(nu=_left_over(at))

@@ -80,8 +80,8 @@ def contradiction(at: Local) -> tuple[Array, Array] | None:
 
 def _is_numbers(at: Local) -> bool:
     """Whether there are few enough of them, none overflown."""
-    parts = (at.gradient, at.g, at.h, *(M.values for M in (at.hessian, at.G, at.A)))
-    return at.gradient.shape[1] <= LARGEST and all(bool(part.isfinite().all()) for part in parts)
+    of_f = at.gradient.isfinite().all() and at.hessian.values.isfinite().all()
+    return at.gradient.shape[1] <= LARGEST and at.has_finite_constraints and bool(of_f)
 
 
 def _constraints(at: Local) -> tuple[Array, Array, Array, Array]:

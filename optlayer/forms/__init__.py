@@ -39,6 +39,12 @@ class Local(NamedTuple):
         """That of some samples."""
         return self._replace(**{name: getattr(self, name)[rows] for name in self._fields[:6]})
 
+    @property
+    def has_finite_constraints(self) -> bool:
+        """Whether no number in g, G, h and A has overflown, in any sample."""
+        parts = (self.g, self.h, self.G.values, self.A.values)
+        return all(bool(part.isfinite().all()) for part in parts)
+
 
 class Point(NamedTuple):
     """A primal-dual point in the user's own scale: λ ∈ K* belongs to -g ∈ K, ν to h = 0."""

@@ -316,18 +316,25 @@ class Reduction:
         """Whether K is, or so nearly that Newton's steps may have stopped for it."""
         nearly = self.singular[0].clone()
         lost = _indices(~self._elimination.regular)
-        if len(lost) and sum(self._sizes) > SMALL and self._has_factors:
+        if len(lost) and self._goes_by_factors:
             nearly[lost] = torch.tensor([inverse.nearly for inverse in self._deficient])
         return nearly
 
     def _least_norm(self, rows: Tensor, b: Float64[Tensor, "r N"]) -> Solved:
         """K⁺b of some samples, as many at a time as fit; from products alone where not even one does."""
         N = b.shape[1]
+        if self._goes_by_factors:
+            return self._by_factors(b)
         if N > SMALL:
-            return self._by_factors(b) if self._has_factors else least_norm(self[rows].product, b, self._n)
+            return least_norm(self[rows].product, b, self._n)
         chunks = (index.split(max(1, BYTES // (8 * N * N))) for index in (rows, torch.arange(len(rows))))
         found = [solve(self[some].dense(), b[own], self._n) for some, own in zip(*chunks, strict=True)]
         return Solved(*map(torch.cat, zip(*found, strict=True)))
+
+    @property
+    def _goes_by_factors(self) -> bool:
+        """Whether K is too large for its eigenvectors, but a factor of it fits."""
+        return sum(self._sizes) > SMALL and self._has_factors
 
     @cached_property
     def _has_factors(self) -> bool:
